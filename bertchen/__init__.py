@@ -1,0 +1,3 @@
+"""BERTchen: pretrain, fine-tune and publish German MosaicBERT encoders."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,26 @@
+"""MosaicBERT for Hugging Face. Imports nothing else of this project: it is exported as it stands to the Hub."""
+
+from .attention import BackendUnavailable, choose_backend, why_unavailable
+from .configuration_mosaicbert import ATTENTION_BACKENDS, MosaicBertConfig
+from .modeling_mosaicbert import (
+    MosaicBertForMaskedLM,
+    MosaicBertForQuestionAnswering,
+    MosaicBertForSequenceClassification,
+    MosaicBertForTokenClassification,
+    MosaicBertMaskedLMOutput,
+    MosaicBertModel,
+)
+
+__all__ = [
+    "ATTENTION_BACKENDS",
+    "BackendUnavailable",
+    "MosaicBertConfig",
+    "MosaicBertForMaskedLM",
+    "MosaicBertForQuestionAnswering",
+    "MosaicBertForSequenceClassification",
+    "MosaicBertForTokenClassification",
+    "MosaicBertMaskedLMOutput",
+    "MosaicBertModel",
+    "choose_backend",
+    "why_unavailable",
+]

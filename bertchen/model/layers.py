@@ -1,0 +1,148 @@
+"""MosaicBERT's building blocks over unpadded tokens, (total_tokens, hidden) in and out.
+
+Post-norm residuals. Under autocast a LayerNorm computes in float32 and gives its result in the autocast dtype, so that
+the residual stream costs half the memory traffic; without autocast everything stays in the weights' dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from .attention import AttentionContext, attend
+from .configuration_mosaicbert import MosaicBertConfig
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which matrix products of `tensor` run: autocast's where it is on, else the tensor's own."""
+    device_type = tensor.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return tensor.dtype
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm whose output is in the compute dtype; its statistics are float32 under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).to(compute_dtype(x))
+
+
+class Embeddings(nn.Module):
+    """Words + token types, LayerNorm, dropout. No positions: ALiBi gives the order."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, words: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """`words` are embedded words, (total_tokens, hidden); no token types means type 0 everywhere."""
+        types = self.token_type_embeddings.weight[0] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(words + types))
+
+
+class SelfAttention(nn.Module):
+    """One projection to queries, keys and values, then `attend`."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        qkv = self.Wqkv(x).unflatten(-1, (3, self.num_heads, -1))
+        return attend(qkv, context).flatten(1)
+
+
+class AttentionOutput(nn.Module):
+    """Projection, dropout, residual, LayerNorm."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, attended: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(attended)) + residual)
+
+
+class Attention(nn.Module):
+    """Self-attention and its output, named as in the public checkpoints."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.self = SelfAttention(config)
+        self.output = AttentionOutput(config)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        return self.output(self.self(x, context), x)
+
+
+class GatedMLP(nn.Module):
+    """GLU feed-forward (Shazeer, 2020): act(first half) * second half of one projection, dropout, projection back."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.gated_layers = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.act = ACT2FN[config.hidden_act]
+        self.wo = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.gated_layers(x).chunk(2, dim=-1)
+        return self.layernorm(self.wo(self.dropout(self.act(gate) * value)) + x)
+
+
+class Layer(nn.Module):
+    """Attention, then the gated feed-forward."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        return self.mlp(self.attention(x, context))
+
+
+class PredictionHeadTransform(nn.Module):
+    """Projection, activation, LayerNorm before the decoder."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LayerNorm(self.act(self.dense(x)))
+
+
+class PredictionHead(nn.Module):
+    """Transform, then the decoder, whose weight is the word embeddings' and whose bias is its own."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.transform = PredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.transform(x))
+
+
+class MaskedLMHead(nn.Module):
+    """Holds the prediction head under the name that public checkpoints use."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.predictions = PredictionHead(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.predictions(x)

@@ -1,0 +1,397 @@
+"""MosaicBERT (Portes et al., 2023) as Hugging Face models: the encoder and its heads.
+
+Notable: padding is removed once before the first layer and put back once after the last; attention has three backends
+(`attention.py`); in training only the masked positions pass the MLM head. Checkpoint names and shapes are those of
+the public MosaicBERT family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    ModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+
+from .attention import prepare_attention
+from .configuration_mosaicbert import MosaicBertConfig
+from .layers import Embeddings, Layer, MaskedLMHead, compute_dtype
+from .padding import Packing, pack, remove_padding, restore_padding
+
+IGNORE_INDEX = -100
+VOCABULARY_MULTIPLE = 64
+_TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
+
+
+@dataclass
+class MosaicBertMaskedLMOutput(ModelOutput):
+    """Output of `MosaicBertForMaskedLM`.
+
+    Attributes:
+        loss: cross entropy of the masked positions, float32, a scalar; None without labels.
+        logits: (batch, seq_len, vocab_size); None in training unless asked for.
+        masked_logits: logits of the masked positions alone, (masked, vocab_size); with labels only.
+        masked_labels: their labels, -100 where a row only fills up `max_masked`, (masked,); with labels only.
+        hidden_states: input of the first layer and output of each, (batch, seq_len, hidden); on request.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    masked_logits: Tensor | None = None
+    masked_labels: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class MosaicBertPreTrainedModel(PreTrainedModel):
+    """Initial weights, names of the parts, and the re-sizing of the vocabulary at loading."""
+
+    config_class = MosaicBertConfig
+    base_model_prefix = "bert"
+    _no_split_modules = ["Layer"]  # noqa: RUF012 - Hugging Face adds lists to these
+    _keys_to_ignore_on_load_unexpected = [r"pooler", r"cls\.seq_relationship", r"position_embeddings"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                nn.init.zeros_(module.weight[module.padding_idx])
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: Any, *args: Any, vocab_size: int | None = None, **kwargs: Any) -> Any:
+        """As in Hugging Face, and with `vocab_size` for another tokenizer.
+
+        Args:
+            vocab_size: the new tokenizer's; embeddings, decoder and bias get that many rows, rounded up to a multiple
+                of 64. Rows that overlap keep their weights, the others are initialized.
+        """
+        loaded = super().from_pretrained(name_or_path, *args, **kwargs)
+        if vocab_size is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.resize_token_embeddings(vocab_size, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
+        return loaded
+
+
+class Encoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+
+class MosaicBertModel(MosaicBertPreTrainedModel):
+    """The encoder without a head."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        keep_hidden_states: bool = False,
+    ) -> tuple[Tensor, Packing, tuple[Tensor, ...]]:
+        """The last hidden states of the attended tokens, without padding.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: (batch, seq_len).
+            inputs_embeds: (batch, seq_len, hidden), in place of `input_ids`.
+            keep_hidden_states: also return the input of the first layer and the output of each.
+
+        Returns:
+            Hidden states (total_tokens, hidden), where their tokens are, and all hidden states asked for.
+
+        Raises:
+            ValueError: neither or both of `input_ids` and `inputs_embeds`.
+            BackendUnavailable: the configured attention backend can't serve.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        given = input_ids if input_ids is not None else inputs_embeds
+        assert given is not None
+        packing = pack(given.shape[0], given.shape[1], attention_mask, given.device)
+        if input_ids is not None:
+            words = self.embeddings.word_embeddings(remove_padding(input_ids, packing))
+        else:
+            words = remove_padding(given, packing)
+        types = None if token_type_ids is None else remove_padding(token_type_ids, packing)
+        hidden = self.embeddings(words, types)
+        context = prepare_attention(
+            self.config.attention_backend,
+            packing,
+            self.config.num_attention_heads,
+            hidden.device,
+            compute_dtype(hidden),
+            self.config.attention_probs_dropout_prob,
+            self.training,
+        )
+        kept = (hidden,)
+        for layer in self.encoder.layer:
+            hidden = layer(hidden, context)
+            if keep_hidden_states:
+                kept = (*kept, hidden)
+        return hidden, packing, kept if keep_hidden_states else ()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Hidden states of the last layer, (batch, seq_len, hidden), zeros at padding."""
+        keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
+        hidden, packing, kept = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
+        output = BaseModelOutput(last_hidden_state=restore_padding(hidden, packing), hidden_states=_padded(kept, packing))
+        return output if as_dict else output.to_tuple()
+
+
+class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
+    """The encoder with the MLM head; the decoder's weight is the word embeddings'."""
+
+    # transformers 5 wants which weight each is tied to, 4 only the names.
+    _tied_weights_keys = _TIED if int(transformers.__version__.split(".")[0]) >= 5 else list(_TIED)
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__(config)
+        self.bert = MosaicBertModel(config)
+        self.cls = MaskedLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.cls.predictions.decoder = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        max_masked: int | None = None,
+        output_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> MosaicBertMaskedLMOutput | tuple[Any, ...]:
+        """Predicts the masked tokens.
+
+        Args:
+            labels: (batch, seq_len), -100 where there is nothing to predict.
+            num_items_in_batch: the loss is the sum divided by this number; by default by the labels' own number.
+            max_masked: the most labels there can be. With it shapes are fixed: nothing recompiles and the host doesn't
+                wait for the device. Labels beyond it would be left out, so it must be a true bound.
+            output_logits: logits of all positions too. By default so, unless in training with labels.
+        """
+        keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
+        if output_logits is None:
+            output_logits = labels is None or not self.training
+        hidden, packing, kept = self.bert.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
+        output = MosaicBertMaskedLMOutput(hidden_states=_padded(kept, packing))
+        if output_logits:
+            output.logits = restore_padding(self.cls(hidden), packing)
+        if labels is not None:
+            positions, output.masked_labels = masked_positions(remove_padding(labels, packing), max_masked)
+            output.masked_logits = self.cls(hidden[positions])
+            loss = F.cross_entropy(output.masked_logits.float(), output.masked_labels, reduction="sum")
+            if num_items_in_batch is None:
+                num_items_in_batch = (output.masked_labels != IGNORE_INDEX).sum().clamp(min=1)
+            output.loss = loss / num_items_in_batch
+        return output if as_dict else output.to_tuple()
+
+
+def masked_positions(labels: Tensor, max_masked: int | None = None) -> tuple[Tensor, Tensor]:
+    """Where there is something to predict, and what.
+
+    Args:
+        labels: (total_tokens,), -100 where there is nothing.
+        max_masked: fixed number of positions to return; None gives as many as there are.
+
+    Returns:
+        positions and their labels, both (masked,). Surplus positions point at token 0 and have the label -100.
+    """
+    masked = labels != IGNORE_INDEX
+    if max_masked is None:
+        positions = masked.nonzero().flatten()
+        return positions, labels[positions]
+    # A running count gives each masked token its slot; all others write into one slot too many, which is cut off.
+    slot = torch.where(masked, masked.cumsum(0) - 1, max_masked).clamp(max=max_masked)
+    token = torch.arange(labels.numel(), device=labels.device)
+    positions = token.new_zeros(max_masked + 1).scatter(0, slot, token)[:max_masked]
+    kept = labels.new_full((max_masked + 1,), IGNORE_INDEX).scatter(0, slot, labels)[:max_masked]
+    return positions, kept
+
+
+class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
+    """One label (or number) a sequence: pooled last hidden states, dropout, linear."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = MosaicBertModel(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """Logits (batch, num_labels). Labels: (batch,) classes or numbers, (batch, num_labels) for several at once."""
+        keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
+        hidden, packing, kept = self.bert.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
+        pooled = _pool(restore_padding(hidden, packing), packing, attention_mask, self.config.classifier_pooling)
+        logits = self.classifier(self.dropout(pooled))
+        loss = None if labels is None else self._loss(logits.float(), labels)
+        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=_padded(kept, packing))
+        return output if as_dict else output.to_tuple()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        problem = self.config.problem_type
+        if problem is None:
+            if self.num_labels == 1:
+                problem = "regression"
+            else:
+                problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        if problem == "regression":
+            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view_as(logits.squeeze(-1)))
+        if problem == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels.view(-1))
+
+
+class MosaicBertForQuestionAnswering(MosaicBertPreTrainedModel):
+    """Start and end of an answer: linear to two logits a token."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__(config)
+        self.bert = MosaicBertModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
+        """Logits (batch, seq_len) of start and end; padding can't be either. Positions beyond seq_len are ignored."""
+        keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
+        hidden, packing, kept = self.bert.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
+        logits = restore_padding(self.qa_outputs(hidden), packing).float()
+        if attention_mask is not None:
+            logits = logits.masked_fill((attention_mask == 0)[..., None], torch.finfo(logits.dtype).min)
+        start, end = (part.contiguous() for part in logits.unbind(-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start.shape[1]
+            targets = [where.view(-1).clamp(0, length) for where in (start_positions, end_positions)]
+            losses = [
+                F.cross_entropy(part, target, ignore_index=length) for part, target in zip((start, end), targets, strict=True)
+            ]
+            loss = sum(losses) / 2
+        output = QuestionAnsweringModelOutput(
+            loss=loss, start_logits=start, end_logits=end, hidden_states=_padded(kept, packing)
+        )
+        return output if as_dict else output.to_tuple()
+
+
+class MosaicBertForTokenClassification(MosaicBertPreTrainedModel):
+    """One label a token: dropout, linear."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = MosaicBertModel(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> TokenClassifierOutput | tuple[Any, ...]:
+        """Logits (batch, seq_len, num_labels). Labels: (batch, seq_len), -100 where there is none."""
+        keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
+        hidden, packing, kept = self.bert.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
+        logits = restore_padding(self.classifier(self.dropout(hidden)), packing)
+        loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=_padded(kept, packing))
+        return output if as_dict else output.to_tuple()
+
+
+def _output_choices(config: MosaicBertConfig, hidden_states: bool | None, as_dict: bool | None) -> tuple[bool, bool]:
+    keep = config.output_hidden_states if hidden_states is None else hidden_states
+    return bool(keep), bool(config.use_return_dict if as_dict is None else as_dict)
+
+
+def _padded(kept: tuple[Tensor, ...], packing: Packing) -> tuple[Tensor, ...] | None:
+    return tuple(restore_padding(hidden, packing) for hidden in kept) or None
+
+
+def _pool(hidden: Tensor, packing: Packing, attention_mask: Tensor | None, how: str) -> Tensor:
+    """(batch, seq_len, hidden) to (batch, hidden): mean over the attended tokens, or the first of them."""
+    if how == "first":
+        first = 0 if attention_mask is None else attention_mask.ne(0).int().argmax(dim=1)
+        return hidden[torch.arange(packing.batch, device=hidden.device), first]
+    # Padding is zero, so that the sum is over attended tokens alone.
+    lengths = packing.cu_seqlens.diff().clamp(min=1)
+    return hidden.sum(dim=1) / lengths[:, None].to(hidden.dtype)
+
+
+def _classifier_dropout(config: MosaicBertConfig) -> nn.Dropout:
+    chosen = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if chosen is None else chosen)
