@@ -149,9 +149,9 @@ def _check_names(base: DictConfig, layer: DictConfig, source: str, prefix: str =
         return
     for name in layer:
         key = f"{prefix}{name}"
-        if name not in base:
-            known = [str(other) for other in base]
-            raise UserError(f"{key} (from {source}): unknown key; {nearest(str(name), known)}")
+        if name not in base.keys():  # noqa: SIM118 - `in` alone is false for a missing value
+            known = [f"{prefix}{other}" for other in base.keys()]  # noqa: SIM118
+            raise UserError(f"{key} (from {source}): unknown key; {nearest(key, known)}")
         node, below = base._get_node(name), layer._get_node(name)
         if isinstance(node, DictConfig) and isinstance(below, DictConfig) and not node._is_none():
             _check_names(node, below, source, f"{key}.")
@@ -167,7 +167,9 @@ def _expected_type(base: DictConfig, key: str) -> str:
     if not isinstance(holder, DictConfig):
         return ""
     kind = getattr(holder._metadata.object_type, "__annotations__", {}).get(name)
-    return f", should be {getattr(kind, '__name__', kind)}" if kind else ""
+    if not kind:
+        return ""
+    return ", should be a mapping" if "Config" in str(kind) or "dict" in str(kind) else f", should be {kind}"
 
 
 def _leaves(layer: DictConfig, prefix: str = "") -> list[str]:

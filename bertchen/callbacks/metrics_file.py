@@ -1,0 +1,94 @@
+"""`metrics.jsonl`: one JSON object a step with everything that was logged in it, exact across restarts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+
+
+def keep_before(lines: list[str], step: int) -> list[str]:
+    """The lines of steps before `step`; a line cut off by a kill ends the file."""
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] >= step:
+                continue
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line)
+    return kept
+
+
+class MetricsFile(LoggerDestination):
+    """Collects what is logged in a step and appends it as one line when the next step begins.
+
+    `step` is the number of finished steps at the time of logging, so that a step's loss and the validation that followed
+    the step before stand in one line. What was collected but not yet written is part of the checkpoint; on a restart
+    the lines of steps that will be repeated are dropped.
+
+    Args:
+        path: of the file, on the first process.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._pending: dict[str, Any] = {}
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if step is None or dist.get_global_rank() != 0:
+            return
+        if self._pending and self._pending["step"] != step:
+            self.flush()
+        self._pending.setdefault("step", step)
+        self._pending.update({name: _number(value) for name, value in metrics.items()})
+
+    def log_event(self, step: int, **facts: Any) -> None:
+        """Writes a line of its own, `{"step": …, "event": …, …}`."""
+        if dist.get_global_rank() == 0:
+            self.flush()
+            self._append({"step": step, **facts})
+
+    def flush(self) -> None:
+        """Writes what was collected."""
+        if self._pending:
+            self._append(self._pending)
+            self._pending = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pending": dict(self._pending)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._pending = dict(state["pending"])
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() != 0:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        kept = keep_before(lines, state.timestamp.batch.value)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self.path)
+
+    def close(self, state: State, logger: Logger) -> None:
+        self.flush()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.item() if value.numel() == 1 else value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

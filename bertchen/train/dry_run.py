@@ -1,0 +1,102 @@
+"""`dry_run=true`: everything a run would be, after one real step on the device, and nothing left behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from composer.core import Algorithm, DataSpec, Event, State, get_precision_context
+from composer.loggers import Logger
+from composer.utils import dist, get_device
+from omegaconf import OmegaConf
+
+from bertchen.config import Config
+from bertchen.config.pretrain import TrainConfig
+from bertchen.errors import UserError
+from bertchen.model import MosaicBertConfig
+from bertchen.train.composer_model import ComposerMaskedLM
+from bertchen.train.devices import device_name, peak_memory
+from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, Checked
+
+
+def flops_per_token(model: MosaicBertConfig, parameters: int, seq_len: int, rate: float) -> float:
+    """Training FLOPs a token, forward and backward: 6 for each weight it passes, and attention's.
+
+    The word embedding is looked up, not multiplied; the head sees the masked share of tokens only. Attention takes
+    2 * 2 * seq_len * hidden FLOPs a layer forward (scores and mix) and twice that backward (Kaplan et al., 2020, 2.1).
+    """
+    hidden = model.hidden_size
+    head = hidden * hidden + hidden * model.vocab_size
+    looked_up = model.vocab_size * hidden + hidden * hidden
+    passed = parameters - looked_up + rate * head
+    return 6 * passed + 12 * model.num_hidden_layers * seq_len * hidden
+
+
+def dry_run(
+    config: Config[TrainConfig],
+    checked: Checked,
+    model: ComposerMaskedLM,
+    optimizer: torch.optim.Optimizer,
+    train_loader: DataSpec,
+    algorithms: Sequence[Algorithm],
+) -> None:
+    """Takes one step of one microbatch and prints what would be trained.
+
+    Raises:
+        UserError: the device's memory doesn't hold the step.
+    """
+    cfg = config.value
+    device = get_device(None)
+    model = device.module_to_device(model)
+    state = State(
+        model=model, rank_zero_seed=cfg.seed, run_name="dry-run", device=device, max_duration=cfg.max_duration,
+        precision=checked.precision, optimizers=optimizer,
+    )  # fmt: skip
+    state.batch = next(iter(train_loader.dataloader))
+    masking = algorithms[-1]
+    masking.apply(Event.AFTER_DATALOADER, state, Logger(state))
+    micro = train_loader.split_batch(state.batch, checked.blocks_per_device)[0]
+    started = time.monotonic()
+    try:
+        model.train()
+        with get_precision_context(checked.precision):
+            loss = model.loss(model(micro), micro)
+        loss.backward()
+        optimizer.step()
+        loss_value = loss.item()
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(
+            f"microbatch_tokens={cfg.microbatch_tokens} (from {config.source('microbatch_tokens')}): the step doesn't fit "
+            f"into the memory of {device_name()}; halve it"
+        ) from None
+    if dist.get_global_rank() == 0:
+        print(OmegaConf.to_yaml(OmegaConf.create(config.to_dict())))
+        print(describe(config, checked, model, micro, loss_value, time.monotonic() - started))
+
+
+def describe(
+    config: Config[TrainConfig], checked: Checked, model: ComposerMaskedLM, micro: dict, loss: float, seconds: float
+) -> str:
+    """The step's shape, the model's size, FLOPs, memory and checkpoint sizes, a line each."""
+    cfg, block_size = config.value, checked.manifest["block_size"]
+    rows = cfg.global_train_batch_size * block_size // cfg.sequence_length
+    parameters = model.facts["parameters"]
+    rate = cfg.masking.mlm_probability
+    flops = flops_per_token(checked.model_config, parameters, cfg.sequence_length, rate)
+    blocks = checked.manifest["splits"]["train"]["blocks"]
+    checkpoint = parameters * CHECKPOINT_BYTES_PER_PARAMETER
+    return "\n".join(
+        [
+            f"device: {dist.get_world_size()} x {device_name()}, precision {checked.precision}",
+            f"a step: {rows} rows x {cfg.sequence_length} = {rows * cfg.sequence_length:,} tokens "
+            f"({tuple(micro['input_ids'].shape)} a microbatch)",
+            f"an epoch: {blocks // cfg.global_train_batch_size} steps; max_duration {cfg.max_duration}",
+            f"parameters: {parameters:,}",
+            f"training FLOPs a token: {flops:.4g} (6 * parameters, the paper's: {6 * parameters:.4g})",
+            f"one microbatch: loss {loss:.4f}, {seconds:.2f} s with start-up, peak memory {peak_memory() / 1e9:.2f} GB",
+            f"a checkpoint: about {checkpoint / 1e9:.2f} GB, {cfg.save_num_checkpoints_to_keep} kept; "
+            f"the export: {parameters * 4 / 1e9:.2f} GB",
+            "dry run: everything checked, nothing written",
+        ]
+    )

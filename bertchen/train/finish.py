@@ -1,0 +1,56 @@
+"""The end of a run: why it ended, what came of it, and the exported model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from composer import Trainer
+from composer.utils import dist
+
+from bertchen.callbacks import MetricsFile, StopAfter
+from bertchen.config import Config
+from bertchen.config.pretrain import TrainConfig
+from bertchen.export import export_checkpoint
+from bertchen.train.preflight import Checked
+from bertchen.train.run_folder import EXPORT_FOLDER, LATEST_FILE, is_remote
+
+
+def finish(config: Config[TrainConfig], checked: Checked, trainer: Trainer) -> None:
+    """Logs the reason, closes the loggers, exports the last checkpoint and prints a summary."""
+    cfg = config.value
+    state = trainer.state
+    reason = end_reason(trainer, cfg.max_duration)
+    for logger in trainer.logger.destinations:
+        if isinstance(logger, MetricsFile):
+            logger.log_event(state.timestamp.batch.value, event="end", reason=reason)
+    losses = {
+        label: float(metrics["MaskedCrossEntropy"].compute()) for label, metrics in state.eval_metrics.items() if metrics
+    }
+    trainer.close()
+    folder = None
+    if cfg.export and dist.get_global_rank() == 0 and not is_remote(cfg.save_folder):
+        folder = str(Path(cfg.save_folder) / EXPORT_FOLDER)
+        export_checkpoint(str(Path(cfg.save_folder) / LATEST_FILE.format(rank=0)), folder, overwrite=True)
+    if dist.get_global_rank() == 0:
+        print(summary(cfg, reason, state, losses, folder), flush=True)
+    dist.barrier()
+
+
+def end_reason(trainer: Trainer, max_duration: str) -> str:
+    """Why training ended."""
+    reasons = [callback.reason for callback in trainer.state.callbacks if isinstance(callback, StopAfter)]
+    return next((reason for reason in reasons if reason), f"max_duration={max_duration} reached")
+
+
+def summary(cfg: TrainConfig, reason: str, state: Any, losses: dict[str, float], folder: str | None) -> str:
+    """What a user wants to know when a run has ended."""
+    lines = [
+        "",
+        f"ended: {reason}, after {state.timestamp.batch.value} steps and {state.timestamp.token.value:,} tokens",
+        *(f"validation loss ({label}): {loss:.4f}" for label, loss in losses.items()),
+        f"run folder: {cfg.save_folder}",
+    ]
+    if folder:
+        lines.append(f"exported model: {folder}")
+    return "\n".join(lines)

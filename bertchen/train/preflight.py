@@ -1,0 +1,262 @@
+"""Everything that can be checked before anything expensive: each complaint is one message for the user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Time
+from composer.utils import dist
+from transformers import PreTrainedTokenizerBase
+
+from bertchen.config import Config, parse_seconds
+from bertchen.config.load import nearest
+from bertchen.config.pretrain import TrainConfig
+from bertchen.data.blocks import fetch_manifest
+from bertchen.data.manifest import read_manifest
+from bertchen.data.shards import check_shards
+from bertchen.errors import UserError
+from bertchen.model import MosaicBertConfig, why_unavailable
+from bertchen.tokenizer import load_tokenizer, require_mask_token, tokenizer_fingerprint
+from bertchen.train.devices import compute_dtype, device_name, peak_flops, resolve_precision
+from bertchen.train.run_folder import check_run_folder, find_checkpoint, is_remote
+
+VOCABULARY_MULTIPLE = 64
+# float32 weights and AdamW's two moments.
+CHECKPOINT_BYTES_PER_PARAMETER = 12
+
+
+@dataclass
+class Checked:
+    """What the checks found out.
+
+    Attributes:
+        tokenizer: loaded.
+        manifest: of the data.
+        model_config: complete.
+        blocks_per_device: data blocks in a device's batch.
+        precision: Composer's name.
+        peak_flops: of one device [FLOP/s], if known.
+        stop_after: [s], if there is a limit.
+        load_path: the checkpoint to go on from, if there is one.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    manifest: dict[str, Any]
+    model_config: MosaicBertConfig
+    blocks_per_device: int
+    precision: str
+    peak_flops: float | None
+    stop_after: float | None
+    load_path: str | None
+
+
+def preflight(config: Config[TrainConfig]) -> Checked:
+    """Checks configuration, tokenizer, data, model, device, run folder and disk, cheapest first.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    cfg = config.value
+    _check_numbers(config)
+    stop_after = _duration_limit(config)
+    precision = _checked(config, "precision", resolve_precision, cfg.precision)
+    if not cfg.dry_run:
+        check_run_folder(cfg.save_folder, cfg.autoresume, cfg.overwrite)
+    tokenizer = load_tokenizer(cfg.tokenizer)
+    require_mask_token(tokenizer)
+    manifest = _check_data(config, tokenizer)
+    model_config = build_model_config(config, tokenizer)
+    _check_backend(config, model_config, precision)
+    blocks_per_device = _check_batch(config, manifest)
+    if not is_remote(cfg.save_folder):
+        _check_disk(config, model_config)
+    if dist.get_local_rank() == 0 and cfg.data.remote is None:
+        for split in ("train", "val"):
+            check_shards(os.path.join(cfg.data.local, split), "auto" if cfg.data.check_hashes is None else cfg.data.check_hashes)
+    return Checked(
+        tokenizer=tokenizer,
+        manifest=manifest,
+        model_config=model_config,
+        blocks_per_device=blocks_per_device,
+        precision=precision,
+        peak_flops=cfg.peak_flops or peak_flops(device_name()),
+        stop_after=stop_after,
+        load_path=find_checkpoint(cfg.save_folder) if cfg.autoresume else None,
+    )
+
+
+def build_model_config(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase) -> MosaicBertConfig:
+    """The model's configuration; its vocabulary is the tokenizer's, rounded up to a multiple of 64, unless it is set.
+
+    Raises:
+        UserError: an unknown field, a value of the wrong kind, a vocabulary that is too small.
+    """
+    given = {name: value for name, value in config.value.model.items() if not (name == "vocab_size" and value is None)}
+    defaults = MosaicBertConfig()
+    for name, value in given.items():
+        key = f"model.{name}"
+        known = [field for field in vars(defaults) if not field.startswith("_")]
+        if name not in known:
+            raise UserError(f"{key} (from {config.source(key)}): unknown field; {nearest(name, known)}")
+        _check_kind(config, key, value, getattr(defaults, name))
+    needed = len(tokenizer)
+    given.setdefault("vocab_size", -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
+    if given["vocab_size"] < needed:
+        config.fail(
+            "model.vocab_size", f"the tokenizer {config.value.tokenizer} has {needed} entries: give at least that, or null"
+        )
+    if tokenizer.pad_token_id is not None:
+        given.setdefault("pad_token_id", tokenizer.pad_token_id)
+    try:
+        return MosaicBertConfig(**given)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"model (from {config.source('model')}): {error}") from None
+
+
+def _check_kind(config: Config[TrainConfig], key: str, value: Any, default: Any) -> None:
+    if isinstance(default, bool) or default is None:
+        return
+    if isinstance(default, (int, float)):
+        wanted: tuple[type, ...] = (int,) if isinstance(default, int) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            config.fail(key, f"should be {'a whole number' if isinstance(default, int) else 'a number'}", value)
+        if value < 0 or (isinstance(default, int) and value == 0 and key != "model.pad_token_id"):
+            config.fail(key, "should be positive", value)
+    elif isinstance(default, str) and not isinstance(value, str):
+        config.fail(key, "should be text", value)
+
+
+def _check_numbers(config: Config[TrainConfig]) -> None:
+    cfg = config.value
+    for key in ("mlm_probability", "eval_mlm_probability", "mask_share", "random_share"):
+        value = getattr(cfg.masking, key)
+        if not 0 <= value <= 1 or (key.endswith("mlm_probability") and value == 0):
+            config.fail(f"masking.{key}", "should be a share between 0 and 1")
+    if cfg.masking.mask_share + cfg.masking.random_share > 1:
+        config.fail("masking.random_share", f"together with mask_share={cfg.masking.mask_share} it is over 1")
+    for key in ("sequence_length", "global_train_batch_size", "microbatch_tokens", "save_num_checkpoints_to_keep"):
+        if getattr(cfg, key) < 1:
+            config.fail(key, "should be a positive whole number")
+    if not cfg.optimizer.lr > 0:
+        config.fail("optimizer.lr", "should be positive")
+    if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
+        config.fail("optimizer.betas", "should be two numbers from 0 to below 1")
+    if cfg.microbatch_tokens < cfg.sequence_length:
+        config.fail("microbatch_tokens", f"should be at least one row, sequence_length={cfg.sequence_length}")
+    for key in ("max_duration", "save_interval", "console_log_interval"):
+        _check_time(config, key, getattr(cfg, key))
+    _check_time(config, "eval.interval", cfg.eval.interval)
+    if cfg.eval.blocks is not None and cfg.eval.blocks < 1:
+        config.fail("eval.blocks", "should be a positive whole number, or null for all")
+    if not cfg.eval.lengths:
+        config.fail("eval.lengths", "should name at least one length")
+
+
+def _check_time(config: Config[TrainConfig], key: str, text: str) -> None:
+    try:
+        time = Time.from_timestring(text)
+    except ValueError:
+        config.fail(key, "should be a number with a unit: 100ba (steps), 1ep (epochs), 1000000tok (tokens)", text)
+    if time.value <= 0:
+        config.fail(key, "should be more than 0", text)
+
+
+def _duration_limit(config: Config[TrainConfig]) -> float | None:
+    return None if config.value.stop_after is None else _checked(config, "stop_after", parse_seconds, config.value.stop_after)
+
+
+def _checked(config: Config[TrainConfig], key: str, function: Any, value: Any) -> Any:
+    try:
+        return function(value)
+    except ValueError as error:
+        config.fail(key, str(error), value)
+
+
+def _check_data(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    cfg = config.value
+    if cfg.data.remote is None:
+        _check_folder(config)
+    else:
+        fetch_manifest(cfg.data.remote, cfg.data.local, cfg.data.download_timeout)
+    manifest = read_manifest(cfg.data.local)
+    made_with, given = manifest["tokenizer"], tokenizer_fingerprint(tokenizer)
+    if made_with["fingerprint"] != given:
+        raise UserError(
+            f"data.local={cfg.data.local} was made with another tokenizer ({made_with['name']}, fingerprint "
+            f"{made_with['fingerprint']}) than tokenizer={cfg.tokenizer} (fingerprint {given}): give that tokenizer, or "
+            "convert the text again with this one"
+        )
+    for key, lengths in (("sequence_length", [cfg.sequence_length]), ("eval.lengths", cfg.eval.lengths)):
+        for length in lengths:
+            if length < 1 or manifest["block_size"] % length:
+                config.fail(key, f"{length} doesn't divide the data's blocks of {manifest['block_size']} tokens")
+    return manifest
+
+
+def _check_folder(config: Config[TrainConfig]) -> None:
+    folder = Path(config.value.data.local)
+    advice = "make it with scripts/convert_dataset.py"
+    if not folder.is_dir():
+        config.fail("data.local", f"no such folder; {advice}")
+    if not any(folder.iterdir()):
+        config.fail("data.local", f"the folder is empty; {advice}")
+
+
+def _check_backend(config: Config[TrainConfig], model: MosaicBertConfig, precision: str) -> None:
+    backend = model.attention_backend
+    if backend == "auto":
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = why_unavailable(backend, device, compute_dtype(precision), model.attention_probs_dropout_prob)
+    if reason:
+        config.fail("model.attention_backend", f"{reason}; take auto or sdpa", backend)
+
+
+def _check_batch(config: Config[TrainConfig], manifest: dict[str, Any]) -> int:
+    cfg, devices = config.value, dist.get_world_size()
+    if cfg.global_train_batch_size % devices:
+        config.fail("global_train_batch_size", f"should be divisible by the number of processes, {devices}")
+    per_device = cfg.global_train_batch_size // devices
+    tokens = per_device * manifest["block_size"]
+    if tokens > cfg.microbatch_tokens and tokens % cfg.microbatch_tokens:
+        config.fail(
+            "microbatch_tokens",
+            f"a device's batch of {per_device} blocks of {manifest['block_size']} = {tokens} tokens isn't divisible by it",
+        )
+    blocks = manifest["splits"]["train"]["blocks"]
+    if blocks < cfg.global_train_batch_size:
+        config.fail("global_train_batch_size", f"the training data has {blocks} blocks only: give at most that many")
+    return per_device
+
+
+def _check_disk(config: Config[TrainConfig], model: MosaicBertConfig) -> None:
+    """Room for the checkpoints that are kept, the one being written, and the export."""
+    cfg = config.value
+    one = count_parameters(model) * CHECKPOINT_BYTES_PER_PARAMETER
+    needed = one * (cfg.save_num_checkpoints_to_keep + 1) + one // 3
+    folder = Path(cfg.save_folder).resolve()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        config.fail(
+            "save_folder",
+            f"no space left: {cfg.save_num_checkpoints_to_keep + 1} checkpoints and the export need {needed / 1e9:.2f} GB, "
+            f"{free / 1e9:.2f} GB are free; free some or lower save_num_checkpoints_to_keep",
+        )
+
+
+def count_parameters(model: MosaicBertConfig) -> int:
+    """Parameters of the model with its MLM head, tied weights once, without building it."""
+    hidden, wide = model.hidden_size, model.intermediate_size
+    norm = 2 * hidden
+    layer = (3 * hidden + hidden) * (hidden + 1) + norm + 2 * hidden * wide + wide * hidden + hidden + norm
+    embeddings = (model.vocab_size + model.type_vocab_size) * hidden + norm
+    head = hidden * (hidden + 1) + norm + model.vocab_size
+    return embeddings + model.num_hidden_layers * layer + head
+
+

@@ -1,0 +1,33 @@
+"""What a training process sets before anything else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from composer.utils import dist, get_device
+
+from bertchen.config.pretrain import TrainConfig
+
+
+def set_up_process() -> None:
+    """Starts the process group, the logs, and PyTorch's settings for matrix products and compilation."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("bertchen").setLevel(logging.INFO)
+    # The tokenizer isn't used once loaders fork; without this each worker warns.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for noise in (r".*is deprecated.*", r".*pkg_resources.*", r".*TF32.*", r".*dataloader.*divisible.*"):
+        warnings.filterwarnings("ignore", message=noise)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+        # One graph for each sequence length, in training and in evaluation, and room for rows that fill up less.
+        torch._dynamo.config.cache_size_limit = 64
+    dist.initialize_dist(get_device(None), timeout=1800)
+
+
+def run_name_of(cfg: TrainConfig) -> str:
+    """The run's name in the logs: `run_name`, or the name of its folder."""
+    return cfg.run_name or Path(cfg.save_folder).name
