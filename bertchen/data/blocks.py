@@ -62,7 +62,7 @@ def collate_blocks(samples: Sequence[dict[str, Any]], seq_len: int) -> dict[str,
 def train_loader(
     dataset: BlockDataset, blocks_per_device: int, seq_len: int, num_workers: int, prefetch_factor: int = 2
 ) -> DataLoader[Any]:
-    """Batches of `blocks_per_device` blocks, cut to `seq_len`. The last batch of an epoch, if it isn't full, is dropped.
+    """Batches of `blocks_per_device` blocks, cut to `seq_len`; an epoch's last batch, if it isn't full, is dropped.
 
     The loader draws from a generator of its own, so that starting it leaves PyTorch's alone.
     """

@@ -1,0 +1,118 @@
+"""Blocks ↔ the files of one split: writing MDS shards, and checking that they are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy.typing as npt
+import xxhash
+
+from bertchen.errors import UserError
+
+COLUMN = "input_ids"
+HASH = "xxh64"
+INDEX = "index.json"
+AUTO_HASH_BYTES = 4 << 30
+
+_REPAIR = "convert the data again, or, if a remote serves it, remove this file and it is fetched anew"
+
+
+def write_shards(
+    folder: Path,
+    batches: Iterable[npt.NDArray],
+    encoding: str,
+    shard_size: int,
+    compression: str | None,
+    on_blocks: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Writes blocks as MDS shards with one column, `input_ids`.
+
+    Args:
+        folder: made here.
+        batches: arrays (blocks, block_size) of the type in `encoding`.
+        encoding: `ndarray:uint16:512`, say.
+        shard_size: bytes of a shard at most, uncompressed.
+        compression: None or a name that Streaming knows, such as `zstd`.
+        on_blocks: called with the number of blocks written since its last call.
+    """
+    from streaming import MDSWriter  # takes seconds to import
+
+    # Not as a context: on an error, the writer's exit would go on writing.
+    writer = MDSWriter(
+        columns={COLUMN: encoding},
+        out=str(folder),
+        compression=compression,
+        hashes=[HASH],
+        size_limit=shard_size,
+    )
+    try:
+        for batch in batches:
+            for block in batch:
+                writer.write({COLUMN: block})
+            on_blocks(len(batch))
+    except BaseException:
+        writer.cancel_future_jobs()
+        raise
+    writer.finish()
+
+
+def check_shards(folder: str | os.PathLike[str], hashes: bool | Literal["auto"] = "auto") -> None:
+    """Checks that every shard in the index of a split is there and whole.
+
+    A shard may be there compressed, uncompressed or both; what is there is checked.
+
+    Args:
+        folder: of one split (`mds/train`), with its index.json.
+        hashes: whether to read each file and compare its hash, or only its size. `auto` reads where all of
+            them have at most 4 GiB.
+
+    Raises:
+        UserError: the index or a shard is missing or damaged; names the file and how to mend it.
+    """
+    root = Path(folder)
+    shards = _read_index(root)
+    present = [file for shard in shards for file in _files_of(root, shard)]
+    if hashes == "auto":
+        hashes = sum(info["bytes"] for _, info in present) <= AUTO_HASH_BYTES
+    for path, info in present:
+        size = path.stat().st_size
+        if size != info["bytes"]:
+            raise UserError(f"{path} has {size} bytes, should have {info['bytes']}: {_REPAIR}")
+        expected = info["hashes"].get(HASH)
+        if hashes and expected and _hash(path) != expected:
+            raise UserError(f"{path} is damaged (its {HASH} isn't that of {INDEX}): {_REPAIR}")
+
+
+def _read_index(root: Path) -> list[dict[str, Any]]:
+    path = root / INDEX
+    try:
+        shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
+        # Every field that is used here, so that an index of another making is one message.
+        for shard in shards:
+            for info in filter(None, (shard["raw_data"], shard["zip_data"])):
+                _ = info["basename"], info["bytes"], info["hashes"]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, so {root} holds no shards: name the folder of a split") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a readable index of shards ({error}): convert the data again") from None
+    return shards
+
+
+def _files_of(root: Path, shard: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    infos = [info for info in (shard["raw_data"], shard["zip_data"]) if info]
+    present = [(root / info["basename"], info) for info in infos if (root / info["basename"]).is_file()]
+    if not present:
+        raise UserError(f"{root / infos[-1]['basename']} is missing, but {INDEX} lists it: convert the data again")
+    return present
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh64()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

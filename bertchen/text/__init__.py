@@ -1,0 +1,1 @@
+"""Documents: readers and generators of text."""

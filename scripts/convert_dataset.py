@@ -1,0 +1,28 @@
+"""Converts text into shards: `python scripts/convert_dataset.py yamls/data/local.yaml source.path=… …`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bertchen.config import load_config
+from bertchen.config.schema_convert import ConvertConfig
+from bertchen.errors import user_errors
+
+USAGE = (
+    "python scripts/convert_dataset.py yamls/data/local.yaml source.path=FILES tokenizer=FOLDER out=FOLDER "
+    "[key=value …]"
+)
+
+
+def main() -> None:
+    with user_errors():
+        config = load_config(ConvertConfig, sys.argv[1:], USAGE)
+        from bertchen.data.convert import convert, show_manifest  # takes seconds to import
+
+        print(show_manifest(convert(config)))
+        print(f"\nwritten to {config.value.out}")
+
+
+if __name__ == "__main__":
+    main()
