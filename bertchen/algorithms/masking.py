@@ -15,8 +15,8 @@ class Masking(Algorithm):
 
     Needs no state of its own: what is hidden depends on seed, step and rows alone. The batch gets `labels`, the bound
     `max_masked_per_row` and, for each row, `masked_per_row`, the mean number of hidden tokens of a row in the global
-    batch, by which the loss is normalized: so it is the mean over all hidden tokens of the global batch, however this is
-    divided into microbatches and devices.
+    batch, by which the loss is normalized: so it is the mean over all hidden tokens of the global batch, however
+    this is divided into microbatches and devices.
 
     Args:
         vocabulary: what masking must know of the tokenizer.

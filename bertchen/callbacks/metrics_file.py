@@ -30,9 +30,9 @@ def keep_before(lines: list[str], step: int) -> list[str]:
 class MetricsFile(LoggerDestination):
     """Collects what is logged in a step and appends it as one line when the next step begins.
 
-    `step` is the number of finished steps at the time of logging, so that a step's loss and the validation that followed
-    the step before stand in one line. What was collected but not yet written is part of the checkpoint; on a restart
-    the lines of steps that will be repeated are dropped.
+    `step` is the number of finished steps at the time of logging, so that a step's loss and the validation that
+    followed the step before stand in one line. What was collected but not yet written is part of the checkpoint; on a
+    restart the lines of steps that will be repeated are dropped.
 
     Args:
         path: of the file, on the first process.

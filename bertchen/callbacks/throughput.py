@@ -11,7 +11,7 @@ from composer.utils import dist
 
 
 def model_flops_utilization(tokens_per_second: float, parameters: int, devices: int, peak_flops: float) -> float:
-    """MFU = 6 T P / (n F), the paper's formula: T tokens/s, P all parameters, embeddings included, n devices of peak F."""
+    """MFU = 6 T P / (n F), the paper's: T tokens/s, P all parameters, embeddings included, n devices of peak F."""
     return 6 * tokens_per_second * parameters / (devices * peak_flops)
 
 

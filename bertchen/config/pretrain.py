@@ -59,7 +59,7 @@ class OptimizerConfig:
 
 @dataclass
 class SchedulerConfig:
-    """`name`: linear_with_warmup, cosine_with_warmup or constant_with_warmup; `t_warmup` and `alpha_f` as Composer's."""
+    """`name`: linear_with_warmup, cosine_with_warmup, constant_with_warmup; `t_warmup` and `alpha_f`: Composer's."""
 
     name: str = "linear_with_warmup"
     t_warmup: str = "0.06dur"

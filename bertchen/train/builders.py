@@ -83,7 +83,11 @@ def build_masking(config: Config[TrainConfig], checked: Checked) -> Masking:
     """The algorithm that hides tokens of training batches."""
     masking = config.value.masking
     return Masking(
-        masking_vocabulary(checked), masking.mlm_probability, config.value.seed, masking.mask_share, masking.random_share
+        masking_vocabulary(checked),
+        masking.mlm_probability,
+        config.value.seed,
+        masking.mask_share,
+        masking.random_share,
     )
 
 

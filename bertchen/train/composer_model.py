@@ -25,9 +25,7 @@ class ComposerMaskedLM(HuggingFaceModel):
         facts: what a checkpoint should say about its run, in plain containers.
     """
 
-    def __init__(
-        self, model: MosaicBertForMaskedLM, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]
-    ) -> None:
+    def __init__(self, model: MosaicBertForMaskedLM, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> None:
         super().__init__(model, tokenizer=tokenizer, eval_metrics=masked_lm_metrics())  # type: ignore[arg-type]
         self.facts = facts
 

@@ -58,7 +58,9 @@ def resolve_precision(precision: str) -> str:
     if precision == "auto":
         return "amp_bf16" if has_bf16 else "fp32"
     if precision == "amp_bf16" and not has_bf16:
-        raise ValueError(f"{device_name()} can't run it (Composer has bfloat16 autocast on GPUs alone); use auto or fp32")
+        raise ValueError(
+            f"{device_name()} can't run it (Composer has bfloat16 autocast on GPUs alone); use auto or fp32"
+        )
     return precision
 
 

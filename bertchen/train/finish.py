@@ -25,7 +25,9 @@ def finish(config: Config[TrainConfig], checked: Checked, trainer: Trainer) -> N
         if isinstance(logger, MetricsFile):
             logger.log_event(state.timestamp.batch.value, event="end", reason=reason)
     losses = {
-        label: float(metrics["MaskedCrossEntropy"].compute()) for label, metrics in state.eval_metrics.items() if metrics
+        label: float(metrics["MaskedCrossEntropy"].compute())
+        for label, metrics in state.eval_metrics.items()
+        if metrics
     }
     trainer.close()
     folder = None

@@ -77,7 +77,9 @@ def preflight(config: Config[TrainConfig]) -> Checked:
         _check_disk(config, model_config)
     if dist.get_local_rank() == 0 and cfg.data.remote is None:
         for split in ("train", "val"):
-            check_shards(os.path.join(cfg.data.local, split), "auto" if cfg.data.check_hashes is None else cfg.data.check_hashes)
+            check_shards(
+                os.path.join(cfg.data.local, split), "auto" if cfg.data.check_hashes is None else cfg.data.check_hashes
+            )
     return Checked(
         tokenizer=tokenizer,
         manifest=manifest,
@@ -108,7 +110,8 @@ def build_model_config(config: Config[TrainConfig], tokenizer: PreTrainedTokeniz
     given.setdefault("vocab_size", -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
     if given["vocab_size"] < needed:
         config.fail(
-            "model.vocab_size", f"the tokenizer {config.value.tokenizer} has {needed} entries: give at least that, or null"
+            "model.vocab_size",
+            f"the tokenizer {config.value.tokenizer} has {needed} entries: give at least that, or null",
         )
     if tokenizer.pad_token_id is not None:
         given.setdefault("pad_token_id", tokenizer.pad_token_id)
@@ -167,7 +170,11 @@ def _check_time(config: Config[TrainConfig], key: str, text: str) -> None:
 
 
 def _duration_limit(config: Config[TrainConfig]) -> float | None:
-    return None if config.value.stop_after is None else _checked(config, "stop_after", parse_seconds, config.value.stop_after)
+    return (
+        None
+        if config.value.stop_after is None
+        else _checked(config, "stop_after", parse_seconds, config.value.stop_after)
+    )
 
 
 def _checked(config: Config[TrainConfig], key: str, function: Any, value: Any) -> Any:
@@ -258,5 +265,3 @@ def count_parameters(model: MosaicBertConfig) -> int:
     embeddings = (model.vocab_size + model.type_vocab_size) * hidden + norm
     head = hidden * (hidden + 1) + norm + model.vocab_size
     return embeddings + model.num_hidden_layers * layer + head
-
-

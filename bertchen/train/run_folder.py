@@ -107,7 +107,11 @@ def check_checkpoint(path: str, others: list[str]) -> None:
     reason = damage(path)
     if reason:
         usable = [other for other in others if other != path]
-        advice = f"remove it to go on from {usable[0]}" if usable else "there is no other one: start anew with overwrite=true"
+        advice = (
+            f"remove it to go on from {usable[0]}"
+            if usable
+            else "there is no other one: start anew with overwrite=true"
+        )
         raise UserError(f"{path}: damaged checkpoint ({reason}); {advice}")
 
 
