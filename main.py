@@ -68,6 +68,8 @@ def pretrain(config: Config[TrainConfig]) -> None:
         log_to_console=not cfg.progress_bar,
         console_log_interval=cfg.console_log_interval,
     )
+    if cfg.eval.at_start and trainer.state.timestamp.batch == 0:
+        trainer.eval()
     trainer.fit()
     finish(config, checked, trainer)
 

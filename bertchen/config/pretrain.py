@@ -68,9 +68,10 @@ class SchedulerConfig:
 
 @dataclass
 class EvalConfig:
-    """Validation: every `interval`, at each of `lengths`, on the first `blocks` blocks (null: all)."""
+    """Validation: every `interval`, at each of `lengths`, on the first `blocks` blocks (null: all), `at_start` too."""
 
     interval: str = "100ba"
+    at_start: bool = False
     lengths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
     blocks: int | None = None
     batch_tokens: int | None = None

@@ -127,9 +127,7 @@ def _resolve(source: str) -> list[str]:
     found = [path for path in found if not _hidden(path[len(fixed) :])]
     known = [path for path in found if _split_extension(path)]
     if not known and found:
-        raise UserError(
-            f"{source}: none of its {len(found)} files is of a known kind, not {found[0]}; known: {_KNOWN}"
-        )
+        raise UserError(f"{source}: none of its {len(found)} files is of a known kind, not {found[0]}; known: {_KNOWN}")
     if not known:
         raise UserError(f"{source}: matches no file: name a file, a folder with files in it or a glob")
     if not local:

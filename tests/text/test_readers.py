@@ -31,9 +31,7 @@ TEXTS = ["Grüße aus Köln", "", "zwei\nZeilen", "\u2028\x85 trennt\r\nnicht", 
 
 
 def json_lines(texts: list[str], ascii_only: bool = False) -> bytes:
-    return b"".join(
-        json.dumps({"id": 1, "text": text}, ensure_ascii=ascii_only).encode() + b"\n" for text in texts
-    )
+    return b"".join(json.dumps({"id": 1, "text": text}, ensure_ascii=ascii_only).encode() + b"\n" for text in texts)
 
 
 def write(path: Path, raw: bytes) -> str:
@@ -95,10 +93,7 @@ def test_blank_lines_missing_last_line_feed_windows_and_byte_order_mark(tmp_path
 
 @pytest.mark.parametrize("compression", COMPRESS)
 def test_on_bytes_adds_up_to_total_bytes(tmp_path: Path, compression: str) -> None:
-    paths = [
-        write(tmp_path / f"{name}.jsonl{compression}", COMPRESS[compression](json_lines(TEXTS)))
-        for name in "ab"
-    ]
+    paths = [write(tmp_path / f"{name}.jsonl{compression}", COMPRESS[compression](json_lines(TEXTS))) for name in "ab"]
     table = pyarrow.table({"text": [str(number) for number in range(1000)]})
     pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
     paths.append(str(tmp_path / "c.parquet"))
@@ -138,10 +133,7 @@ def test_resolve_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_paths("corpus/**/*") == everything
     assert resolve_paths("corpus/*.jsonl") == ["corpus/b.jsonl"]
     assert resolve_paths("./corpus/b.jsonl") == ["corpus/b.jsonl"]
-    assert (
-        resolve_paths(["corpus/b.jsonl", str(tmp_path / "corpus/b.jsonl"), "corpus/*.gz", "corpus"])
-        == everything
-    )
+    assert resolve_paths(["corpus/b.jsonl", str(tmp_path / "corpus/b.jsonl"), "corpus/*.gz", "corpus"]) == everything
     assert resolve_paths(str(tmp_path / "corpus")) == [str(tmp_path / name) for name in everything]
 
 
