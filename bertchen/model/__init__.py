@@ -1,4 +1,4 @@
-"""MosaicBERT for Hugging Face. Imports nothing else of this project: it is exported as it stands to the Hub."""
+"""MosaicBERT for Hugging Face. Imports nothing else of this project: it's exported as it is to the Hub."""
 
 from .attention import BackendUnavailable, choose_backend, why_unavailable
 from .configuration_mosaicbert import ATTENTION_BACKENDS, MosaicBertConfig

@@ -11,9 +11,9 @@ from torch import Tensor
 def alibi_slopes(num_heads: int, device: torch.device | str | None = None) -> Tensor:
     """Slopes of all heads, float32, (heads,).
 
-    For a power of two n they are 2^(-8 i / n), i = 1 … n; for other counts those of the next lower power of two,
-    then every other one of the next higher (Press et al., 2022, section 3 and their code). Computed on the device,
-    without a copy from the host, so that nothing waits and graphs can be captured.
+    For a power of two n they are 2^(-8 i / n), i = 1 … n; for other counts those of the next lower power of
+    two, then every other one of the next higher (Press et al., 2022, section 3 and their code). Computed on
+    the device, without a copy from the host, so that nothing waits and graphs can be captured.
     """
     lower = 2 ** math.floor(math.log2(num_heads))
     head = torch.arange(1, num_heads + 1, device=device, dtype=torch.float32)

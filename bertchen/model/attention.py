@@ -1,10 +1,11 @@
 """Self-attention with ALiBi over unpadded tokens: one function, `attend`, and three backends behind it.
 
-`prepare_attention` does once a forward pass what all layers share (bias, mask, choice of backend); `attend` runs
-once a layer. `sdpa` is plain PyTorch and the reference that the other two are tested against:
+`prepare_attention` does once a forward pass what all layers share (bias, mask, choice of backend); `attend`
+runs once a layer. The backends:
 
 - `flash`: flash-attn's variable-length kernel; CUDA, float16 or bfloat16.
-- `flex`: PyTorch's FlexAttention, compiled; CUDA (on a CPU it runs unfused, which serves tests only).
+- `flex`: PyTorch's FlexAttention, compiled; CUDA (on a CPU it runs unfused, which serves tests only, and from
+  PyTorch 2.10 on without gradients).
 - `sdpa`: `scaled_dot_product_attention` with the bias written out; any device, any dtype.
 
 A backend that was asked for and can't serve raises `BackendUnavailable` with the reason. Only `auto` chooses.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .alibi import alibi_bias, alibi_slopes
-from .padding import Packing, row_of_tokens
+from .padding import Packing, pack, row_of_tokens
 
 try:
     from flash_attn import flash_attn_varlen_qkvpacked_func
@@ -47,6 +48,10 @@ except ImportError:
 log = logging.getLogger(__name__)
 
 FLEX_BLOCK = 128
+FLEX_MIN_HEAD_DIM = 16
+FLEX_VARIANTS = 64
+FLASH_TOLERANCE = 0.05
+_TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 class BackendUnavailable(ValueError):
@@ -61,7 +66,7 @@ class AttentionContext(NamedTuple):
         packing: where the tokens are.
         slopes: ALiBi's slopes, float32, (heads,).
         dropout_p: dropout on the probabilities.
-        extra: `sdpa`: the additive bias and the tokens' places; `flex`: the score function and the block mask; `flash`: None.
+        extra: what `prepare` of the backend returned.
     """
 
     backend: str
@@ -71,49 +76,85 @@ class AttentionContext(NamedTuple):
     extra: Any
 
 
-def why_unavailable(backend: str, device: torch.device, dtype: torch.dtype, dropout_p: float = 0.0) -> str | None:
-    """The reason why `backend` can't serve these tensors, or None if it can."""
-    return _REASONS[backend](device, dtype, dropout_p)
+class _Need(NamedTuple):
+    """What a backend has to serve."""
+
+    device: torch.device
+    dtype: torch.dtype
+    dropout_p: float
+    head_dim: int | None
+
+
+def why_unavailable(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    dropout_p: float = 0.0,
+    head_dim: int | None = None,
+) -> str | None:
+    """The reason why `backend` can't serve these tensors, or None if it can.
+
+    Args:
+        head_dim: width of a head; without it what depends on the width isn't checked.
+    """
+    if backend not in _BACKENDS:
+        return f"there is no such backend (known: {', '.join(_BACKENDS)})"
+    return _BACKENDS[backend].reason(_Need(device, dtype, dropout_p, head_dim))
+
+
+def _able(device: torch.device, dtype: torch.dtype, dropout_p: float, head_dim: int | None) -> list[str]:
+    return [name for name in _BACKENDS if why_unavailable(name, device, dtype, dropout_p, head_dim) is None]
 
 
 @torch.compiler.assume_constant_result
 def choose_backend(
-    backend: str, device: torch.device, dtype: torch.dtype, dropout_p: float = 0.0, training: bool = False
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    dropout_p: float = 0.0,
+    training: bool = False,
+    head_dim: int | None = None,
 ) -> str:
     """The backend to use.
 
-    `auto` takes `flash` where it can serve, else `flex` in training on a GPU (its compilation pays off there), else
-    `sdpa`, and logs the choice once.
+    `auto` takes `flash` where it can serve, else `flex` in training on a GPU (its compilation pays then),
+    else `sdpa`, and logs the choice once.
 
     Raises:
         BackendUnavailable: a backend was named and can't serve.
     """
     if backend != "auto":
-        reason = why_unavailable(backend, device, dtype, dropout_p)
+        reason = why_unavailable(backend, device, dtype, dropout_p, head_dim)
         if reason:
+            able = ", ".join(_able(device, dtype, dropout_p, head_dim))
             raise BackendUnavailable(
-                f"attention_backend={backend} can't serve here: {reason}. Choose auto, or one that can: "
-                f"{', '.join(_able(device, dtype, dropout_p))}"
+                f"attention_backend={backend} can't serve here: {reason}. Choose auto or one that can: {able}"
             )
         return backend
-    able = _able(device, dtype, dropout_p)
+    able = _able(device, dtype, dropout_p, head_dim)
     if "flash" in able:
         choice = "flash"
     elif "flex" in able and training and device.type == "cuda":
         choice = "flex"
     else:
         choice = "sdpa"
-    _log_choice(choice, str(device.type), str(dtype))
+    _log_choice(choice, device.type, str(dtype))
     return choice
 
 
 def prepare_attention(
-    backend: str, packing: Packing, num_heads: int, device: torch.device, dtype: torch.dtype, dropout_p: float,
+    backend: str,
+    packing: Packing,
+    num_heads: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    dropout_p: float,
     training: bool,
-) -> AttentionContext:  # fmt: skip
-    """Everything that the layers of one forward pass share; see `AttentionContext`."""
+    head_dim: int | None = None,
+) -> AttentionContext:
+    """Everything that the layers of one forward pass share; see `AttentionContext` and `choose_backend`."""
     dropout_p = dropout_p if training else 0.0
-    chosen = choose_backend(backend, device, dtype, dropout_p, training)
+    chosen = choose_backend(backend, device, dtype, dropout_p, training, head_dim)
     slopes = alibi_slopes(num_heads, device)
     extra = _BACKENDS[chosen].prepare(packing, slopes, dtype)
     return AttentionContext(chosen, packing, slopes, dropout_p, extra)
@@ -128,26 +169,26 @@ def attend(qkv: Tensor, context: AttentionContext) -> Tensor:
     Returns:
         (total_tokens, heads, head_dim).
     """
+    if not qkv.shape[0]:  # nothing but padding; kernels don't launch on nothing
+        return qkv[:, 0]
     return _BACKENDS[context.backend].attend(qkv, context)
 
 
-# -- sdpa ---------------------------------------------------------------------------------------------------------
+# -- sdpa ----------------------------------------------------------------------------------------------------
 
 
 def _sdpa_prepare(packing: Packing, slopes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """The bias, (1 or batch, heads, max_seqlen, max_seqlen), and where each token lies in a padded batch."""
-    bias = alibi_bias(slopes, packing.max_seqlen)
-    if packing.is_dense:
-        return bias.to(dtype), None
-    assert packing.indices is not None
-    lengths = packing.cu_seqlens.diff()
-    attended = torch.arange(packing.max_seqlen, device=slopes.device)[None, :] < lengths[:, None]
-    bias = bias.masked_fill(~attended[:, None, None, :], float("-inf"))
-    # A row without any token would give softmax(-inf, …) = NaN, and NaN gradients for all: let it see its padding.
-    bias = bias.masked_fill((lengths == 0)[:, None, None, None], 0.0)
+    bias = alibi_bias(slopes, packing.max_seqlen).to(dtype)
+    if packing.indices is None:
+        return bias, None
+    lengths = packing.cu_seqlens.diff()[:, None]
+    beyond = torch.arange(packing.max_seqlen, device=slopes.device)[None, :] >= lengths
+    # A row without any token would give softmax(-inf, …) = NaN, and NaN gradients for all: it sees padding.
+    hidden = beyond & (lengths > 0)
     row = row_of_tokens(packing, packing.indices.numel())
     position = torch.arange(packing.indices.numel(), device=slopes.device) - packing.cu_seqlens[row]
-    return bias.to(dtype), row * packing.max_seqlen + position
+    return bias.masked_fill(hidden[:, None, None, :], float("-inf")), row * packing.max_seqlen + position
 
 
 def _sdpa_attend(qkv: Tensor, context: AttentionContext) -> Tensor:
@@ -163,25 +204,25 @@ def _sdpa_attend(qkv: Tensor, context: AttentionContext) -> Tensor:
     return out if place is None else out[place]
 
 
-def _sdpa_reason(device: torch.device, dtype: torch.dtype, dropout_p: float) -> str | None:
+def _sdpa_reason(need: _Need) -> str | None:
     return None
 
 
-# -- flex ---------------------------------------------------------------------------------------------------------
+# -- flex ----------------------------------------------------------------------------------------------------
 
 
 def _flex_prepare(packing: Packing, slopes: Tensor, dtype: torch.dtype) -> tuple[Callable[..., Tensor], Any]:
     def alibi(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score - slopes[h] * (q_idx - kv_idx).abs()
 
-    return alibi, None if packing.is_dense else _flex_block_mask(packing)
+    return alibi, None if packing.indices is None else _flex_block_mask(packing)
 
 
 def _flex_block_mask(packing: Packing) -> Any:
-    """Tokens of one row see each other. The blocks are computed from the rows' ends, not by trying all pairs."""
+    """Tokens of one row see each other. The blocks come from the rows' ends, not from trying all pairs."""
     assert packing.indices is not None
     total = packing.indices.numel()
-    blocks = -(-total // FLEX_BLOCK)
+    blocks = max(1, -(-total // FLEX_BLOCK))
     device = packing.cu_seqlens.device
     # What fills up the last block belongs to a row of its own, number `batch`.
     row = row_of_tokens(packing, blocks * FLEX_BLOCK)
@@ -195,16 +236,14 @@ def _flex_block_mask(packing: Packing) -> Any:
     def same_row(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return row[q_idx] == row[kv_idx]
 
-    return BlockMask.from_kv_blocks(
-        number[None, None], indices[None, None], BLOCK_SIZE=FLEX_BLOCK, mask_mod=same_row
-    )
+    return BlockMask.from_kv_blocks(number[None, None], indices[None, None], BLOCK_SIZE=FLEX_BLOCK, mask_mod=same_row)
 
 
 def _flex_attend(qkv: Tensor, context: AttentionContext) -> Tensor:
     packing = context.packing
     score_mod, block_mask = context.extra
     total = qkv.shape[0]
-    if packing.is_dense:
+    if packing.indices is None:
         qkv = qkv.view(packing.batch, packing.seq_len, *qkv.shape[1:])
     else:
         qkv = F.pad(qkv, (0, 0, 0, 0, 0, 0, 0, -total % FLEX_BLOCK))[None]
@@ -217,25 +256,37 @@ def _flex_function(device_type: str) -> Callable[..., Tensor]:
     # Inside a compiled model FlexAttention is lowered with it; a CPU has no backward of the compiled kernel.
     if torch.compiler.is_compiling() or device_type == "cpu":
         return flex_attention
-    return _compiled_flex_attention()
+    return _flex_compiled
 
 
-@lru_cache(maxsize=1)
+def _flex_compiled(*args: Any, **kwargs: Any) -> Tensor:
+    # Lengths, heads, dtypes, masks and gradients make variants; past PyTorch's limit of 8 it would go on unfused,
+    # silently. More are allowed here, and too many are an error.
+    with torch._dynamo.config.patch(recompile_limit=FLEX_VARIANTS):
+        return _compiled_flex_attention()(*args, **kwargs)
+
+
+@cache
 def _compiled_flex_attention() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, fullgraph=True)
 
 
-def _flex_reason(device: torch.device, dtype: torch.dtype, dropout_p: float) -> str | None:
+def _flex_reason(need: _Need) -> str | None:
     if _FLEX_ERROR:
         return _FLEX_ERROR
-    if dropout_p:
-        return f"FlexAttention has no dropout on attention probabilities (attention_probs_dropout_prob={dropout_p})"
-    if device.type not in ("cuda", "cpu"):
-        return f"FlexAttention runs on CUDA, not on {device.type}"
+    if need.dropout_p:
+        return f"FlexAttention has no dropout (attention_probs_dropout_prob={need.dropout_p})"
+    if need.device.type not in ("cuda", "cpu"):
+        return f"FlexAttention runs on CUDA, not on {need.device.type}"
+    if need.device.type == "cpu":
+        if torch.is_grad_enabled() and _TORCH >= (2, 10):
+            return "FlexAttention computes no gradients on a CPU from PyTorch 2.10 on"
+    elif need.head_dim is not None and need.head_dim < FLEX_MIN_HEAD_DIM:
+        return f"FlexAttention needs heads at least {FLEX_MIN_HEAD_DIM} wide, not {need.head_dim}"
     return None
 
 
-# -- flash --------------------------------------------------------------------------------------------------------
+# -- flash ---------------------------------------------------------------------------------------------------
 
 
 def _flash_prepare(packing: Packing, slopes: Tensor, dtype: torch.dtype) -> None:
@@ -249,34 +300,61 @@ def _flash_attend(qkv: Tensor, context: AttentionContext) -> Tensor:
     )
 
 
-def _flash_reason(device: torch.device, dtype: torch.dtype, dropout_p: float) -> str | None:
-    if device.type != "cuda":
-        return f"flash-attn runs on CUDA, not on {device.type}"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"flash-attn computes in float16 or bfloat16, not in {str(dtype).removeprefix('torch.')}"
-    return _FLASH_ERROR
+def _flash_reason(need: _Need) -> str | None:
+    if need.device.type != "cuda":
+        return f"flash-attn runs on CUDA, not on {need.device.type}"
+    if need.dtype not in (torch.float16, torch.bfloat16):
+        return f"flash-attn computes in float16 or bfloat16, not in {str(need.dtype).removeprefix('torch.')}"
+    if _FLASH_ERROR or need.head_dim is None:
+        return _FLASH_ERROR
+    return _try_flash(need.device, need.dtype, need.head_dim, need.dropout_p > 0)
 
 
-# -- the table ----------------------------------------------------------------------------------------------------
+@cache
+def _try_flash(device: torch.device, dtype: torch.dtype, head_dim: int, dropout: bool) -> str | None:
+    """Why flash-attn can't serve these, or None; found by trying it on a few tokens.
+
+    Its builds leave out devices, dtypes, head widths or dropout. What was left out fails in some builds; others go on
+    with wrong numbers (seen with flash-attn 2.8.3 built for bfloat16 and 64 wide heads without dropout).
+    """
+    what = f"{str(dtype).removeprefix('torch.')}, heads {head_dim} wide, {torch.cuda.get_device_name(device)}"
+
+    def outcome(backend: str, dropout_p: float = 0.0) -> tuple[Tensor, Tensor]:
+        prepared = _BACKENDS[backend].prepare(packing, slopes, dtype)
+        out = _BACKENDS[backend].attend(qkv, AttentionContext(backend, packing, slopes, dropout_p, prepared))
+        return out.detach(), torch.autograd.grad(out.square().sum(), qkv)[0]
+
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng([device]):
+        packing, slopes = pack(2, 16, None, device), alibi_slopes(2, device)
+        qkv = torch.randn(32, 3, 2, head_dim, device=device).to(dtype).requires_grad_()
+        try:
+            results = outcome("flash")
+            for got, expected in zip(results, outcome("sdpa"), strict=True):
+                if not (got - expected).abs().max() < FLASH_TOLERANCE * expected.abs().max():
+                    return f"flash-attn computes wrong numbers here ({what})"
+            if dropout and torch.equal(outcome("flash", 0.5)[0], results[0]):
+                return f"flash-attn was built without dropout ({what})"
+        except Exception as error:
+            return f"flash-attn fails ({what}): {error}"
+    return None
+
+
+# -- the table -----------------------------------------------------------------------------------------------
 
 
 class _Backend(NamedTuple):
+    reason: Callable[[_Need], str | None]
     prepare: Callable[[Packing, Tensor, torch.dtype], Any]
     attend: Callable[[Tensor, AttentionContext], Tensor]
 
 
 _BACKENDS = {
-    "flash": _Backend(_flash_prepare, _flash_attend),
-    "flex": _Backend(_flex_prepare, _flex_attend),
-    "sdpa": _Backend(_sdpa_prepare, _sdpa_attend),
+    "flash": _Backend(_flash_reason, _flash_prepare, _flash_attend),
+    "flex": _Backend(_flex_reason, _flex_prepare, _flex_attend),
+    "sdpa": _Backend(_sdpa_reason, _sdpa_prepare, _sdpa_attend),
 }
-_REASONS = {"flash": _flash_reason, "flex": _flex_reason, "sdpa": _sdpa_reason}
 
 
-def _able(device: torch.device, dtype: torch.dtype, dropout_p: float) -> list[str]:
-    return [name for name in _BACKENDS if why_unavailable(name, device, dtype, dropout_p) is None]
-
-
-@lru_cache(maxsize=None)
+@cache
 def _log_choice(choice: str, device_type: str, dtype: str) -> None:
     log.info("attention_backend=auto: using %s (%s, %s)", choice, device_type, dtype)

@@ -76,4 +76,8 @@ class MosaicBertConfig(PretrainedConfig):
         self.classifier_dropout = classifier_dropout
         self.classifier_pooling = classifier_pooling
         kwargs.setdefault("tie_word_embeddings", True)
+        # The config.json of a public MosaicBERT names another type and code, which mustn't be saved with this one.
+        kwargs.pop("model_type", None)
+        if not kwargs.get("auto_map", {}).get("AutoConfig", "").endswith(type(self).__name__):
+            kwargs.pop("auto_map", None)
         super().__init__(pad_token_id=pad_token_id, **kwargs)

@@ -1,7 +1,7 @@
 """MosaicBERT's building blocks over unpadded tokens, (total_tokens, hidden) in and out.
 
-Post-norm residuals. Under autocast a LayerNorm computes in float32 and gives its result in the autocast dtype, so that
-the residual stream costs half the memory traffic; without autocast everything stays in the weights' dtype.
+Post-norm residuals. Under autocast a LayerNorm computes in float32 and gives its result in autocast's dtype,
+so that the residual stream costs half the memory traffic; without autocast all stays in the weights' dtype.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .configuration_mosaicbert import MosaicBertConfig
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which matrix products of `tensor` run: autocast's where it is on, else the tensor's own."""
+    """The dtype in which matrix products of `tensor` run: autocast's where it is on, else its own."""
     device_type = tensor.device.type
     if torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -42,7 +42,11 @@ class Embeddings(nn.Module):
 
     def forward(self, words: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """`words` are embedded words, (total_tokens, hidden); no token types means type 0 everywhere."""
-        types = self.token_type_embeddings.weight[0] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
+        types = (
+            self.token_type_embeddings.weight[0]
+            if token_type_ids is None
+            else self.token_type_embeddings(token_type_ids)
+        )
         return self.dropout(self.LayerNorm(words + types))
 
 

@@ -1,8 +1,8 @@
 """MosaicBERT (Portes et al., 2023) as Hugging Face models: the encoder and its heads.
 
-Notable: padding is removed once before the first layer and put back once after the last; attention has three backends
-(`attention.py`); in training only the masked positions pass the MLM head. Checkpoint names and shapes are those of
-the public MosaicBERT family.
+Notable: padding is removed once before the first layer and put back once after the last; attention has three
+backends (`attention.py`); in training only the masked positions pass the MLM head. Checkpoint names and
+shapes are those of the public MosaicBERT family.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+# transformers 4 copies from an exported folder only what this file itself imports, so it names all.
+from .alibi import alibi_slopes  # noqa: F401
 from .attention import prepare_attention
 from .configuration_mosaicbert import MosaicBertConfig
 from .layers import Embeddings, Layer, MaskedLMHead, compute_dtype
@@ -58,7 +60,9 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
     config_class = MosaicBertConfig
     base_model_prefix = "bert"
     _no_split_modules = ["Layer"]  # noqa: RUF012 - Hugging Face adds lists to these
-    _keys_to_ignore_on_load_unexpected = [r"pooler", r"cls\.seq_relationship", r"position_embeddings"]  # noqa: RUF012
+    # Hugging Face's Trainer leaves the division by `num_items_in_batch` to models that take it: the MLM.
+    accepts_loss_kwargs = False
+    _keys_to_ignore_on_load_unexpected = [r"pooler", r"cls\.seq_relationship", r"embeddings\.position_"]  # noqa: RUF012
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -76,8 +80,8 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
         """As in Hugging Face, and with `vocab_size` for another tokenizer.
 
         Args:
-            vocab_size: the new tokenizer's; embeddings, decoder and bias get that many rows, rounded up to a multiple
-                of 64. Rows that overlap keep their weights, the others are initialized.
+            vocab_size: the new tokenizer's; embeddings, decoder and bias get that many rows, rounded up to a
+                multiple of 64. Rows that overlap keep their weights, the others are initialized.
         """
         loaded = super().from_pretrained(name_or_path, *args, **kwargs)
         if vocab_size is not None:
@@ -150,6 +154,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
             compute_dtype(hidden),
             self.config.attention_probs_dropout_prob,
             self.training,
+            self.config.hidden_size // self.config.num_attention_heads,
         )
         kept = (hidden,)
         for layer in self.encoder.layer:
@@ -171,13 +176,16 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         """Hidden states of the last layer, (batch, seq_len, hidden), zeros at padding."""
         keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
         hidden, packing, kept = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
-        output = BaseModelOutput(last_hidden_state=restore_padding(hidden, packing), hidden_states=_padded(kept, packing))
+        output = BaseModelOutput(
+            last_hidden_state=restore_padding(hidden, packing), hidden_states=_padded(kept, packing)
+        )
         return output if as_dict else output.to_tuple()
 
 
 class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
     """The encoder with the MLM head; the decoder's weight is the word embeddings'."""
 
+    accepts_loss_kwargs = True
     # transformers 5 wants which weight each is tied to, 4 only the names.
     _tied_weights_keys = _TIED if int(transformers.__version__.split(".")[0]) >= 5 else list(_TIED)
 
@@ -210,26 +218,23 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
         """Predicts the masked tokens.
 
         Args:
-            labels: (batch, seq_len), -100 where there is nothing to predict.
-            num_items_in_batch: the loss is the sum divided by this number; by default by the labels' own number.
-            max_masked: the most labels there can be. With it shapes are fixed: nothing recompiles and the host doesn't
-                wait for the device. Labels beyond it would be left out, so it must be a true bound.
+            labels: (batch, seq_len), -100 where there is nothing to predict; those of padding don't count.
+            num_items_in_batch: the loss is the sum divided by this number, by default the labels' own.
+            max_masked: the most labels there can be. With it shapes are fixed: nothing recompiles, and the
+                host doesn't wait for the device. Labels beyond it would be left out: it must be a true bound.
             output_logits: logits of all positions too. By default so, unless in training with labels.
         """
         keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
         if output_logits is None:
             output_logits = labels is None or not self.training
         hidden, packing, kept = self.bert.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
-        output = MosaicBertMaskedLMOutput(hidden_states=_padded(kept, packing))
-        if output_logits:
-            output.logits = restore_padding(self.cls(hidden), packing)
+        logits = restore_padding(self.cls(hidden), packing) if output_logits else None
+        loss = masked_logits = masked_labels = None
         if labels is not None:
-            positions, output.masked_labels = masked_positions(remove_padding(labels, packing), max_masked)
-            output.masked_logits = self.cls(hidden[positions])
-            loss = F.cross_entropy(output.masked_logits.float(), output.masked_labels, reduction="sum")
-            if num_items_in_batch is None:
-                num_items_in_batch = (output.masked_labels != IGNORE_INDEX).sum().clamp(min=1)
-            output.loss = loss / num_items_in_batch
+            positions, masked_labels = masked_positions(remove_padding(labels, packing), max_masked)
+            masked_logits = self.cls(hidden[positions])
+            loss = _cross_entropy(masked_logits, masked_labels, num_items_in_batch)
+        output = MosaicBertMaskedLMOutput(loss, logits, masked_logits, masked_labels, _padded(kept, packing))
         return output if as_dict else output.to_tuple()
 
 
@@ -238,16 +243,17 @@ def masked_positions(labels: Tensor, max_masked: int | None = None) -> tuple[Ten
 
     Args:
         labels: (total_tokens,), -100 where there is nothing.
-        max_masked: fixed number of positions to return; None gives as many as there are.
+        max_masked: fixed number of positions to return (at most total_tokens); None: as many as there are.
 
     Returns:
-        positions and their labels, both (masked,). Surplus positions point at token 0 and have the label -100.
+        positions and their labels, both (masked,). Surplus positions point at token 0 and are labelled -100.
     """
     masked = labels != IGNORE_INDEX
     if max_masked is None:
         positions = masked.nonzero().flatten()
         return positions, labels[positions]
-    # A running count gives each masked token its slot; all others write into one slot too many, which is cut off.
+    max_masked = min(max_masked, labels.numel())
+    # A running count gives each masked token its slot; all others share one slot too many, which is cut off.
     slot = torch.where(masked, masked.cumsum(0) - 1, max_masked).clamp(max=max_masked)
     token = torch.arange(labels.numel(), device=labels.device)
     positions = token.new_zeros(max_masked + 1).scatter(0, slot, token)[:max_masked]
@@ -277,7 +283,7 @@ class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        """Logits (batch, num_labels). Labels: (batch,) classes or numbers, (batch, num_labels) for several at once."""
+        """Logits (batch, num_labels). Labels: (batch,) classes or numbers, or (batch, num_labels) numbers."""
         keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
         hidden, packing, kept = self.bert.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
         pooled = _pool(restore_padding(hidden, packing), packing, attention_mask, self.config.classifier_pooling)
@@ -297,7 +303,7 @@ class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
             return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view_as(logits.squeeze(-1)))
         if problem == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return F.cross_entropy(logits, labels.view(-1))
+        return _cross_entropy(logits, labels.view(-1))
 
 
 class MosaicBertForQuestionAnswering(MosaicBertPreTrainedModel):
@@ -321,21 +327,22 @@ class MosaicBertForQuestionAnswering(MosaicBertPreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
-        """Logits (batch, seq_len) of start and end; padding can't be either. Positions beyond seq_len are ignored."""
+        """Logits (batch, seq_len), float32, of start and end; padding can't be either.
+
+        Positions outside of the attended tokens are ignored; the loss is 0 if all are.
+        """
         keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
         hidden, packing, kept = self.bert.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
         logits = restore_padding(self.qa_outputs(hidden), packing).float()
         if attention_mask is not None:
             logits = logits.masked_fill((attention_mask == 0)[..., None], torch.finfo(logits.dtype).min)
-        start, end = (part.contiguous() for part in logits.unbind(-1))
+        start, end = logits[..., 0].contiguous(), logits[..., 1].contiguous()
         loss = None
         if start_positions is not None and end_positions is not None:
-            length = start.shape[1]
-            targets = [where.view(-1).clamp(0, length) for where in (start_positions, end_positions)]
-            losses = [
-                F.cross_entropy(part, target, ignore_index=length) for part, target in zip((start, end), targets, strict=True)
+            targets = [
+                _inside(where.view(-1), attention_mask, start.shape[1]) for where in (start_positions, end_positions)
             ]
-            loss = sum(losses) / 2
+            loss = (_cross_entropy(start, targets[0]) + _cross_entropy(end, targets[1])) / 2
         output = QuestionAnsweringModelOutput(
             loss=loss, start_logits=start, end_logits=end, hidden_states=_padded(kept, packing)
         )
@@ -364,18 +371,34 @@ class MosaicBertForTokenClassification(MosaicBertPreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> TokenClassifierOutput | tuple[Any, ...]:
-        """Logits (batch, seq_len, num_labels). Labels: (batch, seq_len), -100 where there is none."""
+        """Logits (batch, seq_len, num_labels). Labels: (batch, seq_len), -100 for none, as for padding."""
         keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
         hidden, packing, kept = self.bert.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
-        logits = restore_padding(self.classifier(self.dropout(hidden)), packing)
-        loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        logits = self.classifier(self.dropout(hidden))
+        loss = None if labels is None else _cross_entropy(logits, remove_padding(labels, packing))
+        logits = restore_padding(logits, packing)
         output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=_padded(kept, packing))
         return output if as_dict else output.to_tuple()
 
 
 def _output_choices(config: MosaicBertConfig, hidden_states: bool | None, as_dict: bool | None) -> tuple[bool, bool]:
     keep = config.output_hidden_states if hidden_states is None else hidden_states
-    return bool(keep), bool(config.use_return_dict if as_dict is None else as_dict)
+    return bool(keep), bool(config.return_dict if as_dict is None else as_dict)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, number: Tensor | float | None = None) -> Tensor:
+    """Mean over the labels that aren't -100, or their sum divided by `number`; 0 where there are none."""
+    loss = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="sum")
+    return loss / ((labels != IGNORE_INDEX).sum().clamp(min=1) if number is None else number)
+
+
+def _inside(position: Tensor, attention_mask: Tensor | None, seq_len: int) -> Tensor:
+    """Positions, (batch,), with -100 for those that aren't of an attended token."""
+    inside = (position >= 0) & (position < seq_len)
+    if attention_mask is not None:
+        at = position.clamp(0, seq_len - 1)
+        inside = inside & attention_mask.ne(0).gather(1, at[:, None])[:, 0]
+    return position.masked_fill(~inside, IGNORE_INDEX)
 
 
 def _padded(kept: tuple[Tensor, ...], packing: Packing) -> tuple[Tensor, ...] | None:
@@ -389,7 +412,7 @@ def _pool(hidden: Tensor, packing: Packing, attention_mask: Tensor | None, how: 
         return hidden[torch.arange(packing.batch, device=hidden.device), first]
     # Padding is zero, so that the sum is over attended tokens alone.
     lengths = packing.cu_seqlens.diff().clamp(min=1)
-    return hidden.sum(dim=1) / lengths[:, None].to(hidden.dtype)
+    return (hidden.sum(dim=1, dtype=torch.float32) / lengths[:, None]).to(hidden.dtype)
 
 
 def _classifier_dropout(config: MosaicBertConfig) -> nn.Dropout:

@@ -1,7 +1,7 @@
 """Unpadding: from (batch, seq_len, …) with padding to (total_tokens, …) without, and back.
 
 Token-wise layers then work on real tokens only (Zeng et al., 2022; MosaicBERT). Within a row the order of the
-attended tokens is kept and gaps close, so that a token's distance to another doesn't depend on where padding lies.
+attended tokens is kept and gaps close: the distance of two tokens doesn't depend on where padding lies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Packing(NamedTuple):
         batch: rows.
         seq_len: length of a row as it was given, padding included.
         max_seqlen: the most attended tokens in a row.
-        indices: positions of the attended tokens in the flattened batch, (total_tokens,); None if all are attended.
+        indices: positions of the attended tokens in the flattened batch, (total_tokens,); None: all are.
         cu_seqlens: where each row starts among the tokens, and their number last, int32, (batch + 1,).
     """
 
@@ -30,14 +30,9 @@ class Packing(NamedTuple):
     indices: Tensor | None
     cu_seqlens: Tensor
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether every row is full, so that tokens are just the flattened batch."""
-        return self.indices is None
-
 
 def pack(batch: int, seq_len: int, attention_mask: Tensor | None, device: torch.device) -> Packing:
-    """The packing of a batch. Without a mask every token is attended, and the host doesn't wait for the device.
+    """The packing of a batch. Without a mask all tokens are attended; the host doesn't wait for the device.
 
     Args:
         attention_mask: (batch, seq_len), not zero where a token is attended.

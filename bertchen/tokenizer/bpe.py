@@ -76,9 +76,7 @@ def train_tokenizer(
         TypeError: `texts` can be read only once.
     """
     if iter(texts) is texts:
-        raise TypeError(
-            "texts is read twice: give a list or an object whose iter() starts from the beginning"
-        )
+        raise TypeError("texts is read twice: give a list or an object whose iter() starts from the beginning")
     fixed = len(SPECIAL_TOKENS) + len(BYTE_TOKENS)
     if vocab_size <= fixed:
         raise _too_small(vocab_size, fixed, "its characters")
@@ -164,9 +162,7 @@ def _assemble(trained: dict) -> PreTrainedTokenizerFast:
     merges = [tuple(pair) for pair in trained["merges"]]
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=UNK, byte_fallback=True))
     backend.normalizer, backend.pre_tokenizer = _normalizer(), _pre_tokenizer()
-    backend.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("\n ", "\n")]
-    )
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("\n ", "\n")])
     backend.post_processor = processors.TemplateProcessing(
         single="$A", pair=f"$A {SEP} $B:1", special_tokens=[(SEP, vocab[SEP])]
     )

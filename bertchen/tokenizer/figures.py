@@ -72,9 +72,7 @@ def as_table(rows: Sequence[Figures]) -> str:
     lines = [header, *(_cells(asdict(row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
-        "  ".join(
-            (line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)))
-        )
+        "  ".join((line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))))
         for line in lines
     )
 

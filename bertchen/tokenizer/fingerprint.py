@@ -32,9 +32,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         content["model"] = state["model"] | {"merges": _pairs(state["model"].get("merges"))}
         content["added_tokens"] = sorted(state["added_tokens"], key=lambda token: token["id"])
         content |= {name: state[name] for name in _COMPONENTS}
-    canonical = json.dumps(
-        _without_defaults(content), sort_keys=True, ensure_ascii=True, separators=(",", ":")
-    )
+    canonical = json.dumps(_without_defaults(content), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

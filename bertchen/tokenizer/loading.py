@@ -92,18 +92,14 @@ def _load_from_hub(name: str) -> PreTrainedTokenizerBase:
     try:
         HfApi().model_info(name, timeout=_HUB_SECONDS)
     except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(
-            f"tokenizer {name}: no such folder here and no such name on the Hugging Face Hub"
-        ) from None
+        raise UserError(f"tokenizer {name}: no such folder here and no such name on the Hugging Face Hub") from None
     except Exception as error:  # requests' or httpx's, by the version of huggingface_hub
         problem = error
     try:
         return _from_pretrained(name, local_files_only=problem is not None)
     except Exception as error:
         if problem is None:
-            raise UserError(
-                f"tokenizer {name}: can't be loaded from the Hugging Face Hub: {_reason(error)}"
-            ) from error
+            raise UserError(f"tokenizer {name}: can't be loaded from the Hugging Face Hub: {_reason(error)}") from error
         raise UserError(
             f"tokenizer {name}: no such folder here, the Hugging Face Hub can't be reached "
             f"({type(problem).__name__}), and it was not downloaded before"

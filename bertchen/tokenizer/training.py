@@ -152,13 +152,9 @@ class Corpus:
                 yield text
         self._counted = True
         if not self.trained_on.words():
-            raise UserError(
-                f"input={self._settings.input}: there is no text to train on in {len(self._paths)} files"
-                + (
-                    f" ({len(self.held_out.texts)} documents are held out: held_out=0)"
-                    * bool(self.held_out.texts)
-                )
-            )
+            held_out = len(self.held_out.texts)
+            hint = f"; {held_out} documents are held out: set held_out=0" if held_out else ""
+            raise UserError(f"input={self._settings.input}: no text to train on in {len(self._paths)} files{hint}")
 
     def _read(self, bar: tqdm | None) -> Iterator[tuple[str, bool]]:
         """The texts and whether each is held out, up to `max_documents` and `max_characters`."""
@@ -179,7 +175,7 @@ class Corpus:
 
 def _chance(seed: int, number: int) -> float:
     """A number in [0, 1) that depends on nothing but the seed and the document's number."""
-    return xxhash.xxh64_intdigest(f"{seed}:{number}") / 2**64
+    return xxhash.xxh64_intdigest(f"{seed}:{number}".encode()) / 2**64
 
 
 def _check(config: Config[TokenizerConfig]) -> None:

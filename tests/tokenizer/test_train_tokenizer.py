@@ -176,4 +176,4 @@ def test_command(override: str, code: int, corpus: Path, tmp_path: Path) -> None
     assert result.returncode == code, result.stderr
     assert (tmp_path / "out" / "tokenizer.json").exists() == (code == 0)
     assert ("tokens/word" in result.stdout) == (code == 0)
-    assert len(result.stderr.splitlines()) == (1 if code else 0), result.stderr
+    assert not code or len(result.stderr.splitlines()) == 1, result.stderr
