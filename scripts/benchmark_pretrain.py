@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
+from bertchen.callbacks.peak_memory import peak_memory
 from bertchen.callbacks.throughput import model_flops_utilization
 from bertchen.config import load_config
 from bertchen.config.benchmark import BenchmarkConfig
@@ -25,7 +26,7 @@ from bertchen.data.masking import MaskingVocabulary, mask_tokens, max_masked_per
 from bertchen.errors import user_errors
 from bertchen.model import BackendUnavailable, MosaicBertConfig, MosaicBertForMaskedLM
 from bertchen.train.builders import parameter_groups
-from bertchen.train.devices import device_name, peak_flops, peak_memory, resolve_precision
+from bertchen.train.devices import device_name, peak_flops, resolve_precision
 
 USAGE = "python scripts/benchmark_pretrain.py [file.yaml …] key.sub=value …"
 

@@ -18,7 +18,7 @@ from bertchen.report.metrics import last_value, median_value, read_metrics
 
 USAGE = "python scripts/demo.py [folder=demo] [characters=4000000] [steps=600]"
 ROOT = Path(__file__).resolve().parents[1]
-SENTENCE = "Die Lehrerin liest den Kindern ein [MASK] vor."
+SENTENCE = "Die Lehrerin erklärt dem Schüler die [MASK]."
 
 # Runs in a process of its own that can't see this package: what a stranger does with the exported folder.
 FILL_MASK = """
@@ -65,7 +65,13 @@ def main(argv: list[str]) -> None:
     corpus, tokenizer, mds, run_folder, model = (
         str(folder / name) for name in ("corpus", "tokenizer", "mds", "run", "model")
     )
-    run("1/6 Sample text", "scripts/write_sample.py", f"out={corpus}", f"characters={cfg.characters}", f"seed={cfg.seed}")
+    run(
+        "1/6 Sample text",
+        "scripts/write_sample.py",
+        f"out={corpus}",
+        f"characters={cfg.characters}",
+        f"seed={cfg.seed}",
+    )
     run(
         "2/6 Tokenizer", "scripts/train_tokenizer.py", "yamls/tokenizer.yaml", f"input={corpus}", f"out={tokenizer}",
         f"vocab_size={cfg.vocab_size}",

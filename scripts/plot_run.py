@@ -1,4 +1,4 @@
-"""Draws the loss curves of one or more runs: `python scripts/plot_run.py runs=[runs/first,runs/second] out=curves.png`."""
+"""Draws the loss curves of runs: `python scripts/plot_run.py runs=[runs/first,runs/second] out=curves.png`."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def main(argv: list[str]) -> None:
         config.fail("out", "should end in .png or .svg")
     if not cfg.runs:
         raise UserError("runs=[] names no run: give at least one folder")
-    files = {
-        name: Path(name) / "metrics.jsonl" if Path(name).is_dir() else Path(name) for name in cfg.runs
-    }
+    files = {name: Path(name) / "metrics.jsonl" if Path(name).is_dir() else Path(name) for name in cfg.runs}
     draw_curves({Path(name).stem: read_metrics(path) for name, path in files.items()}, cfg.out, BY[cfg.by], cfg.title)
     print(f"written to {cfg.out}")
 

@@ -1,14 +1,14 @@
-"""What follows from the device: precision, compilation, peak FLOP/s, memory."""
+"""What follows from the device: precision, compilation, peak FLOP/s, loader workers."""
 
 from __future__ import annotations
 
 import os
-import resource
+import re
 
 import torch
 
-# Dense bfloat16 peaks [FLOP/s] from the vendors' data sheets. The first name that occurs in the device's name counts, so
-# that variants stand before their family. The V100 has no bfloat16; its figure is float16's.
+# Dense bfloat16 peaks [FLOP/s] from the vendors' data sheets. The first name that occurs in the device's name counts,
+# so that variants stand before their family. The V100 has no bfloat16; its figure is float16's.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "B100": 1750e12,
@@ -43,7 +43,10 @@ def device_name() -> str:
 
 def peak_flops(name: str) -> float | None:
     """Peak of a device in dense bfloat16 [FLOP/s] by its name; None if it isn't known."""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part.lower() in name.lower()), None)
+    # As a word of its own, for an RTX A4000 is no A40, and not as a variant's first word.
+    variant = r"(?! (?:Ti|D|SUPER|Laptop)\b)"
+    known = (peak for part, peak in PEAK_FLOPS.items() if re.search(rf"\b{part}\b{variant}", name, re.IGNORECASE))
+    return next(known, None)
 
 
 def resolve_precision(precision: str) -> str:
@@ -73,10 +76,3 @@ def default_num_workers() -> int:
     """0 on one or two cores, where a worker would compete with the step, else half the cores up to 4."""
     cores = len(os.sched_getaffinity(0))
     return 0 if cores <= 2 else min(4, cores // 2)
-
-
-def peak_memory() -> int:
-    """Most memory in use so far [bytes]: allocated on the GPU, or resident in the process without one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
