@@ -10,12 +10,12 @@ from composer.utils import dist
 from bertchen.algorithms import build_algorithms
 from bertchen.config import Config, load_config
 from bertchen.config.pretrain import TrainConfig
-from bertchen.errors import user_errors
+from bertchen.errors import naming_full_disk, user_errors
 from bertchen.train import builders
 from bertchen.train.dry_run import dry_run
-from bertchen.train.finish import finish
+from bertchen.train.finish import finish, has_ended
 from bertchen.train.preflight import preflight
-from bertchen.train.run_folder import CHECKPOINT_FILE, LATEST_FILE, prepare_run_folder
+from bertchen.train.run_folder import CHECKPOINT_FILE, LATEST_FILE, adopt_checkpoints, prepare_run_folder
 from bertchen.train.setup import run_name_of, set_up_process
 
 USAGE = "composer main.py yamls/pretrain.yaml data.local=… tokenizer=… save_folder=… key.sub=value …"
@@ -68,9 +68,12 @@ def pretrain(config: Config[TrainConfig]) -> None:
         log_to_console=not cfg.progress_bar,
         console_log_interval=cfg.console_log_interval,
     )
+    if cfg.autoresume and dist.get_global_rank() == 0:
+        adopt_checkpoints(trainer.state.callbacks, cfg.save_folder, checked.load_path)
     if cfg.eval.at_start and trainer.state.timestamp.batch == 0:
         trainer.eval()
-    trainer.fit()
+    if not has_ended(trainer):
+        trainer.fit()
     finish(config, checked, trainer)
 
 
@@ -82,7 +85,8 @@ def main(argv: list[str]) -> None:
     config = load_config(TrainConfig, argv, USAGE)
     builders.check_task(config, list(TASKS))
     set_up_process()
-    TASKS[config.value.task](config)
+    with naming_full_disk(config.value.save_folder):
+        TASKS[config.value.task](config)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,32 @@ class UserError(Exception):
     """Something that the user can mend; the message says what, where and how."""
 
 
-def disk_full(error: OSError, path: str | os.PathLike[str] | None = None) -> UserError:
+def disk_full(error: BaseException, path: str | os.PathLike[str] | None = None) -> UserError:
     """The message for a write that found no space (`ENOSPC`) or met a quota (`EDQUOT`)."""
-    where = path or error.filename or "the output folder"
+    where = path or getattr(error, "filename", None) or "the output folder"
     return UserError(f"no space left on the device while writing {where}: free some space or choose another folder")
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception says that the disk or a quota is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was raised in the handling of, says that the disk or a quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__context__
+    return False
+
+
+@contextmanager
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns a full disk, met in the body, into a `UserError` that names the file, or `path` where that isn't known."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # torch.save hides the OSError behind a RuntimeError of its own
+        if is_disk_full(error):
+            raise disk_full(error, getattr(error, "filename", None) or path) from error
+        raise
 
 
 @contextmanager
@@ -41,7 +58,7 @@ def user_errors() -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-    except OSError as error:
+    except Exception as error:
         if not is_disk_full(error):
             raise
         message = str(disk_full(error))

@@ -1,8 +1,9 @@
 """What watches or ends training. `build_callbacks` resolves the names of a YAML."""
 
 from bertchen.callbacks.metrics_file import MetricsFile
+from bertchen.callbacks.peak_memory import PeakMemory
 from bertchen.callbacks.step_seed import StepSeed
 from bertchen.callbacks.stop_after import StopAfter
 from bertchen.callbacks.throughput import Throughput
 
-__all__ = ["MetricsFile", "StepSeed", "StopAfter", "Throughput"]
+__all__ = ["MetricsFile", "PeakMemory", "StepSeed", "StopAfter", "Throughput"]

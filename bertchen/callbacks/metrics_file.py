@@ -23,7 +23,7 @@ def keep_before(lines: list[str], step: int) -> list[str]:
                 continue
         except (ValueError, KeyError, TypeError):
             break
-        kept.append(line)
+        kept.append(line if line.endswith("\n") else line + "\n")
     return kept
 
 
@@ -66,17 +66,22 @@ class MetricsFile(LoggerDestination):
         return {"pending": dict(self._pending)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._pending = dict(state["pending"])
+        if dist.get_global_rank() == 0:  # every process loads what the first one saved
+            self._pending = dict(state["pending"])
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() != 0:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        kept = keep_before(lines, state.timestamp.batch.value)
+        # A checkpoint in whose step nothing was logged yet still holds the step before it.
+        kept = keep_before(lines, self._pending.get("step", state.timestamp.batch.value))
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, self.path)
+
+    def eval_standalone_start(self, state: State, logger: Logger) -> None:
+        self.fit_start(state, logger)
 
     def close(self, state: State, logger: Logger) -> None:
         self.flush()
@@ -87,8 +92,13 @@ class MetricsFile(LoggerDestination):
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        value = value.item() if value.numel() == 1 else value.tolist()
+    """A logged value as JSON has it: NaN is null, infinities are text."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    elif hasattr(value, "tolist"):  # other tensors, and NumPy's numbers and arrays
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_number(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

@@ -52,8 +52,12 @@ class StopAfter(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._started = time.monotonic()
+        self._stop_if_over(state)  # a restart of a run whose time was used up makes no further step
 
     def batch_end(self, state: State, logger: Logger) -> None:
+        self._stop_if_over(state)
+
+    def _stop_if_over(self, state: State) -> None:
         # All processes must end at the same step, so the first one's clock decides.
         over = torch.tensor([has_run_out(self.elapsed(), self.seconds)], dtype=torch.uint8)
         if dist.get_world_size() > 1:

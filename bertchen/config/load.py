@@ -89,9 +89,9 @@ def load_config(schema: type[T], argv: Sequence[str], usage: str) -> Config[T]:
         merged = _merge(merged, layer, source)
         sources.update(dict.fromkeys(_leaves(layer), source))
 
-    for key in sorted(OmegaConf.missing_keys(merged)):
-        raise UserError(f"{key} is not set: give it in a YAML or as {key}=… on the command line; usage: {usage}")
-    try:
+    try:  # an interpolation is resolved here, and may lead nowhere
+        for key in sorted(OmegaConf.missing_keys(merged)):
+            raise UserError(f"{key} is not set: give it in a YAML or as {key}=… on the command line; usage: {usage}")
         value = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = error.full_key or "?"
@@ -99,11 +99,16 @@ def load_config(schema: type[T], argv: Sequence[str], usage: str) -> Config[T]:
     return Config(value=value, sources=sources)  # type: ignore[arg-type]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean x?` for the known name nearest to `name`, or the list of all where none is near."""
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """`did you mean x?` for the known name nearest to `name`, or the list of all where none is near.
+
+    `prefix` is put before the names that are shown.
+    """
     names = sorted(known)
     matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {matches[0]}?" if matches else f"known: {', '.join(names)}"
+    if matches:
+        return f"did you mean {prefix}{matches[0]}?"
+    return f"known: {', '.join(prefix + other for other in names)}"
 
 
 def _read_yaml(path: str, usage: str) -> DictConfig:
@@ -135,41 +140,49 @@ def _merge(base: DictConfig, layer: DictConfig, source: str) -> DictConfig:
     except ConfigKeyError as error:  # pragma: no cover - _check_names is meant to catch these first
         raise UserError(f"{error.full_key} (from {source}): unknown key") from None
     except OmegaConfBaseException as error:
-        key = error.full_key or next(iter(_leaves(layer)), "?")
-        value = OmegaConf.select(layer, key)
-        expected = _expected_type(base, key)
-        raise UserError(f"{key}={_show(value)} (from {source}): wrong type{expected}") from None
+        key = (error.full_key or next(iter(_leaves(layer)), "?")).partition("[")[0]
+        above, _, name = key.rpartition(".")
+        holder = OmegaConf.select(base, above) if above else base
+        raise _wrong_type(holder, name, key, OmegaConf.select(layer, key), source) from None
     assert isinstance(merged, DictConfig)
     return merged
 
 
 def _check_names(base: DictConfig, layer: DictConfig, source: str, prefix: str = "") -> None:
-    """Raises for keys that the schema doesn't have. Untyped mappings (`dict[str, Any]`) take any key."""
-    if not _is_dataclass_node(base):
-        return
+    """Raises for keys that the schema doesn't have, and for lists in a mapping's place or the other way round.
+
+    Untyped mappings (`dict[str, Any]`) take any key.
+    """
     for name in layer:
         key = f"{prefix}{name}"
         if name not in base.keys():  # noqa: SIM118 - `in` alone is false for a missing value
-            known = [f"{prefix}{other}" for other in base.keys()]  # noqa: SIM118
-            raise UserError(f"{key} (from {source}): unknown key; {nearest(key, known)}")
+            if not _is_dataclass_node(base):
+                continue
+            known = [str(other) for other in base.keys()]  # noqa: SIM118
+            raise UserError(f"{key} (from {source}): unknown key; {nearest(str(name), known, prefix)}")
         node, below = base._get_node(name), layer._get_node(name)
         if isinstance(node, DictConfig) and isinstance(below, DictConfig) and not node._is_none():
             _check_names(node, below, source, f"{key}.")
+        elif {type(node), type(below)} == {DictConfig, ListConfig}:
+            raise _wrong_type(base, str(name), key, below, source)
+
+
+def _wrong_type(holder: Any, name: str, key: str, value: Any, source: str) -> UserError:
+    """The message for a value that doesn't fit what `holder` has under `name`."""
+    return UserError(f"{key}={_show(value)} (from {source}): wrong type{_expected_type(holder, name)}")
 
 
 def _is_dataclass_node(node: DictConfig) -> bool:
     return node._metadata.object_type not in (dict, None)
 
 
-def _expected_type(base: DictConfig, key: str) -> str:
-    parent, _, name = key.rpartition(".")
-    holder = OmegaConf.select(base, parent) if parent else base
+def _expected_type(holder: Any, name: str) -> str:
     if not isinstance(holder, DictConfig):
         return ""
+    if isinstance(holder._get_node(name), DictConfig):
+        return ", should be a mapping"
     kind = getattr(holder._metadata.object_type, "__annotations__", {}).get(name)
-    if not kind:
-        return ""
-    return ", should be a mapping" if "Config" in str(kind) or "dict" in str(kind) else f", should be {kind}"
+    return f", should be {kind}" if kind else ""
 
 
 def _leaves(layer: DictConfig, prefix: str = "") -> list[str]:

@@ -131,7 +131,7 @@ class TrainConfig:
         default_factory=lambda: {"gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0}}
     )
     callbacks: dict[str, Any] = field(
-        default_factory=lambda: {"throughput": {}, "lr_monitor": {}, "memory_monitor": {}}
+        default_factory=lambda: {"throughput": {}, "lr_monitor": {}, "peak_memory": {}}
     )
     loggers: dict[str, Any] = field(default_factory=dict)
     save_interval: str = "500ba"

@@ -13,7 +13,7 @@ def parse_seconds(text: str | int | float) -> float:
     Raises:
         ValueError: for anything else, and for durations that are not positive.
     """
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
+    if re.fullmatch(r"\d+(\.\d+)?", str(text)):  # a YAML's number arrives as text where the schema says text
         seconds = float(text)
     else:
         parts = re.findall(r"(\d+(?:\.\d+)?)\s*(min|[smhd])", str(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -33,11 +34,14 @@ def fetch_manifest(remote: str, local: str, timeout: float) -> None:
     failed: str | None = None
     if dist.get_local_rank() == 0 and not os.path.exists(target):
         source = f"{remote.rstrip('/')}/{MANIFEST}"
+        is_new = not os.path.exists(local)
         try:
             os.makedirs(local, exist_ok=True)
             CloudDownloader.get(remote).direct_download(source, target, timeout)
         except Exception as error:  # each store raises its own
             failed = f"data.remote={remote}: {source} can't be fetched: {type(error).__name__}: {error}"
+            if is_new:
+                shutil.rmtree(local, ignore_errors=True)
     failures = [message for message in dist.all_gather_object(failed) if message]
     if failures:
         raise UserError(failures[0])

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bertchen.algorithms import Masking
-from bertchen.callbacks import MetricsFile, StepSeed, StopAfter, Throughput
+from bertchen.callbacks import MetricsFile, PeakMemory, StepSeed, StopAfter, Throughput
 from bertchen.config import Config
 from bertchen.config.load import nearest
 from bertchen.config.pretrain import TrainConfig
@@ -31,6 +31,7 @@ from bertchen.config.resolve import build_named, call_checked
 from bertchen.data.blocks import BlockDataset, EvaluationBatches, train_loader
 from bertchen.data.cutting import split_by_tokens
 from bertchen.data.masking import MaskingVocabulary, mask_tokens
+from bertchen.data.shared_memory import one_run_at_a_time
 from bertchen.errors import UserError
 from bertchen.metrics import masked_lm_metrics
 from bertchen.model import MosaicBertForMaskedLM
@@ -94,20 +95,24 @@ def build_masking(config: Config[TrainConfig], checked: Checked) -> Masking:
 def build_dataset(config: Config[TrainConfig], split: str, blocks_per_device: int) -> BlockDataset:
     """The blocks of a split; only training is shuffled."""
     data = config.value.data
-    return BlockDataset(
-        local=data.local,
-        remote=data.remote,
-        split=split,
-        shuffle=data.shuffle and split == "train",
-        shuffle_seed=config.value.seed,
-        batch_size=blocks_per_device,
-        num_canonical_nodes=data.num_canonical_nodes,
-        predownload=data.predownload,
-        cache_limit=data.cache_limit,
-        download_retry=data.download_retry,
-        download_timeout=data.download_timeout,
-        validate_hash="xxh64" if data.remote else None,
-    )
+    try:
+        with one_run_at_a_time():
+            return BlockDataset(
+                local=data.local,
+                remote=data.remote,
+                split=split,
+                shuffle=data.shuffle and split == "train",
+                shuffle_seed=config.value.seed,
+                batch_size=blocks_per_device,
+                num_canonical_nodes=data.num_canonical_nodes,
+                predownload=data.predownload,
+                cache_limit=data.cache_limit,
+                download_retry=data.download_retry,
+                download_timeout=data.download_timeout,
+                validate_hash="xxh64" if data.remote else None,
+            )
+    except ValueError as error:  # a limit of the cache that is too low, say
+        raise UserError(f"data (from {config.source('data')}): {error}") from error
 
 
 def build_train_loader(config: Config[TrainConfig], checked: Checked) -> DataSpec:
@@ -158,7 +163,8 @@ def build_evaluators(config: Config[TrainConfig], checked: Checked) -> list[Eval
         random_share=cfg.masking.random_share,
     )
     # Small sets get small batches: what fills up the last one is computed for nothing.
-    per_process = -(-dataset.num_samples // dist.get_world_size())
+    blocks = min(cfg.eval.blocks or dataset.num_samples, dataset.num_samples)
+    per_process = -(-blocks // dist.get_world_size())
     blocks_per_batch = min(blocks_per_batch, per_process)
     return [
         Evaluator(
@@ -240,7 +246,7 @@ def _has_netrc_entry() -> bool:
     import netrc
 
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -266,6 +272,7 @@ def build_callbacks(config: Config[TrainConfig], checked: Checked, parameters: i
 
     table: dict[str, Callable[..., Callback]] = {
         "throughput": throughput,
+        "peak_memory": PeakMemory,
         "lr_monitor": LRMonitor,
         "memory_monitor": MemoryMonitor,
         "nan_monitor": NaNMonitor,

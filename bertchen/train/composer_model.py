@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from composer.models import HuggingFaceModel
+from composer.models import HuggingFaceModel, huggingface
 from torch import Tensor
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from bertchen.metrics import MaskedSums, masked_lm_metrics
 from bertchen.model import MosaicBertForMaskedLM
+
+
+@contextmanager
+def _known_not_causal() -> Iterator[None]:
+    """Answers a question of HuggingFaceModel in advance.
+
+    To know whether the model is causal, it imports every causal model of Transformers: 5 s of CPU time at each start,
+    and a pool of compile workers that one of them starts.
+    """
+    asked = huggingface._is_registered_causal_lm
+    huggingface._is_registered_causal_lm = lambda model: False
+    try:
+        yield
+    finally:
+        huggingface._is_registered_causal_lm = asked
 
 
 class ComposerMaskedLM(HuggingFaceModel):
@@ -26,7 +43,8 @@ class ComposerMaskedLM(HuggingFaceModel):
     """
 
     def __init__(self, model: MosaicBertForMaskedLM, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> None:
-        super().__init__(model, tokenizer=tokenizer, eval_metrics=masked_lm_metrics())  # type: ignore[arg-type]
+        with _known_not_causal():
+            super().__init__(model, tokenizer=tokenizer, eval_metrics=masked_lm_metrics())  # type: ignore[arg-type]
         self.facts = facts
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:

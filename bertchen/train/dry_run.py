@@ -11,13 +11,14 @@ from composer.loggers import Logger
 from composer.utils import dist, get_device
 from omegaconf import OmegaConf
 
+from bertchen.callbacks.peak_memory import peak_memory
 from bertchen.config import Config
 from bertchen.config.pretrain import TrainConfig
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig
 from bertchen.train.composer_model import ComposerMaskedLM
-from bertchen.train.devices import device_name, peak_memory
-from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, Checked
+from bertchen.train.devices import device_name
+from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, Checked, show_bytes
 
 
 def flops_per_token(model: MosaicBertConfig, parameters: int, seq_len: int, rate: float) -> float:
@@ -94,9 +95,9 @@ def describe(
             f"an epoch: {blocks // cfg.global_train_batch_size} steps; max_duration {cfg.max_duration}",
             f"parameters: {parameters:,}",
             f"training FLOPs a token: {flops:.4g} (6 * parameters, the paper's: {6 * parameters:.4g})",
-            f"one microbatch: loss {loss:.4f}, {seconds:.2f} s with start-up, peak memory {peak_memory() / 1e9:.2f} GB",
-            f"a checkpoint: about {checkpoint / 1e9:.2f} GB, {cfg.save_num_checkpoints_to_keep} kept; "
-            f"the export: {parameters * 4 / 1e9:.2f} GB",
+            f"one microbatch: loss {loss:.4f}, {seconds:.2f} s with start-up, peak memory {show_bytes(peak_memory())}",
+            f"a checkpoint: about {show_bytes(checkpoint)}, {cfg.save_num_checkpoints_to_keep} kept; "
+            f"the export: {show_bytes(parameters * 4)}",
             "dry run: everything checked, nothing written",
         ]
     )

@@ -14,12 +14,16 @@ from bertchen.config.pretrain import TrainConfig
 from bertchen.export import export_checkpoint
 from bertchen.train.preflight import Checked
 from bertchen.train.run_folder import EXPORT_FOLDER, LATEST_FILE, is_remote
+from bertchen.train.setup import run_name_of
 
 
 def finish(config: Config[TrainConfig], checked: Checked, trainer: Trainer) -> None:
     """Logs the reason, closes the loggers, exports the last checkpoint and prints a summary."""
     cfg = config.value
     state = trainer.state
+    if state.previous_timestamp is None:  # a restart that found nothing left to do: what came last may be lost
+        log_times(trainer)
+        trainer.eval()
     reason = end_reason(trainer, cfg.max_duration)
     for logger in trainer.logger.destinations:
         if isinstance(logger, MetricsFile):
@@ -33,10 +37,25 @@ def finish(config: Config[TrainConfig], checked: Checked, trainer: Trainer) -> N
     folder = None
     if cfg.export and dist.get_global_rank() == 0 and not is_remote(cfg.save_folder):
         folder = str(Path(cfg.save_folder) / EXPORT_FOLDER)
-        export_checkpoint(str(Path(cfg.save_folder) / LATEST_FILE.format(rank=0)), folder, overwrite=True)
+        export_checkpoint(
+            str(Path(cfg.save_folder) / LATEST_FILE.format(rank=0)), folder, name=run_name_of(cfg), overwrite=True
+        )
     if dist.get_global_rank() == 0:
         print(summary(cfg, reason, state, losses, folder), flush=True)
     dist.barrier()
+
+
+def has_ended(trainer: Trainer) -> bool:
+    """Whether the checkpoint that was loaded is that of `max_duration`, with which Composer would not go on."""
+    state = trainer.state
+    return state.max_duration is not None and state.timestamp >= state.max_duration
+
+
+def log_times(trainer: Trainer) -> None:
+    """Logs what Composer logs after the last step."""
+    timestamp = trainer.state.timestamp
+    names = ("epoch", "batch", "sample", "batch_in_epoch", "sample_in_epoch", "token", "token_in_epoch")
+    trainer.logger.log_metrics({f"time/{name}": getattr(timestamp, name).value for name in names})
 
 
 def end_reason(trainer: Trainer, max_duration: str) -> str:

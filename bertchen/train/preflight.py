@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer.core import Time
+from composer.core import Time, TimeUnit
 from composer.utils import dist
 from transformers import PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 
 from bertchen.config import Config, parse_seconds
 from bertchen.config.load import nearest
@@ -19,15 +23,41 @@ from bertchen.config.pretrain import TrainConfig
 from bertchen.data.blocks import fetch_manifest
 from bertchen.data.manifest import read_manifest
 from bertchen.data.shards import check_shards
+from bertchen.data.shared_memory import claim_cache
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig, why_unavailable
 from bertchen.tokenizer import load_tokenizer, require_mask_token, tokenizer_fingerprint
 from bertchen.train.devices import compute_dtype, device_name, peak_flops, resolve_precision
 from bertchen.train.run_folder import check_run_folder, find_checkpoint, is_remote
 
+SPLITS = ("train", "val")
 VOCABULARY_MULTIPLE = 64
+MAX_SEED = 2**32 - 1
 # float32 weights and AdamW's two moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
+
+# Keys whose value, where there is one, must be positive, and those that may be 0 too.
+_POSITIVE = (
+    "sequence_length",
+    "global_train_batch_size",
+    "microbatch_tokens",
+    "save_num_checkpoints_to_keep",
+    "optimizer.lr",
+    "data.prefetch_factor",
+    "eval.blocks",
+    "eval.batch_tokens",
+    "peak_flops",
+)
+_NOT_NEGATIVE = ("optimizer.weight_decay", "optimizer.eps", "data.num_workers")
+
+# The units that Composer takes for each key.
+_COUNTED = (TimeUnit.BATCH, TimeUnit.EPOCH, TimeUnit.TOKEN, TimeUnit.SAMPLE)
+_TIME_UNITS = {
+    "max_duration": _COUNTED,
+    "save_interval": (*_COUNTED, TimeUnit.DURATION, TimeUnit.SECOND),
+    "eval.interval": (*_COUNTED, TimeUnit.DURATION, TimeUnit.SECOND),
+    "console_log_interval": (TimeUnit.BATCH, TimeUnit.EPOCH),
+}
 
 
 @dataclass
@@ -76,7 +106,7 @@ def preflight(config: Config[TrainConfig]) -> Checked:
     if not is_remote(cfg.save_folder):
         _check_disk(config, model_config)
     if dist.get_local_rank() == 0 and cfg.data.remote is None:
-        for split in ("train", "val"):
+        for split in SPLITS:
             check_shards(
                 os.path.join(cfg.data.local, split), "auto" if cfg.data.check_hashes is None else cfg.data.check_hashes
             )
@@ -106,6 +136,8 @@ def build_model_config(config: Config[TrainConfig], tokenizer: PreTrainedTokeniz
         if name not in known:
             raise UserError(f"{key} (from {config.source(key)}): unknown field; {nearest(name, known)}")
         _check_kind(config, key, value, getattr(defaults, name))
+    if given.get("hidden_act", "gelu") not in ACT2FN:
+        config.fail("model.hidden_act", f"unknown; {nearest(given['hidden_act'], ACT2FN)}")
     needed = len(tokenizer)
     given.setdefault("vocab_size", -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
     if given["vocab_size"] < needed:
@@ -115,6 +147,8 @@ def build_model_config(config: Config[TrainConfig], tokenizer: PreTrainedTokeniz
         )
     if tokenizer.pad_token_id is not None:
         given.setdefault("pad_token_id", tokenizer.pad_token_id)
+    if given.get("pad_token_id", 0) >= given["vocab_size"]:
+        config.fail("model.pad_token_id", f"should be below the vocabulary's size, {given['vocab_size']}")
     try:
         return MosaicBertConfig(**given)
     except (ValueError, ZeroDivisionError) as error:
@@ -128,6 +162,8 @@ def _check_kind(config: Config[TrainConfig], key: str, value: Any, default: Any)
         wanted: tuple[type, ...] = (int,) if isinstance(default, int) else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
             config.fail(key, f"should be {'a whole number' if isinstance(default, int) else 'a number'}", value)
+        if key.endswith("_prob") and not 0 <= value <= 1:
+            config.fail(key, "should be a share between 0 and 1", value)
         if value < 0 or (isinstance(default, int) and value == 0 and key != "model.pad_token_id"):
             config.fail(key, "should be positive", value)
     elif isinstance(default, str) and not isinstance(value, str):
@@ -142,31 +178,57 @@ def _check_numbers(config: Config[TrainConfig]) -> None:
             config.fail(f"masking.{key}", "should be a share between 0 and 1")
     if cfg.masking.mask_share + cfg.masking.random_share > 1:
         config.fail("masking.random_share", f"together with mask_share={cfg.masking.mask_share} it is over 1")
-    for key in ("sequence_length", "global_train_batch_size", "microbatch_tokens", "save_num_checkpoints_to_keep"):
-        if getattr(cfg, key) < 1:
-            config.fail(key, "should be a positive whole number")
-    if not cfg.optimizer.lr > 0:
-        config.fail("optimizer.lr", "should be positive")
+    for key in _POSITIVE:
+        value = attrgetter(key)(cfg)
+        if value is not None and not value > 0:
+            config.fail(key, "should be positive")
+    for key in _NOT_NEGATIVE:
+        value = attrgetter(key)(cfg)
+        if value is not None and not value >= 0:
+            config.fail(key, "should be 0 or more")
+    if not 0 <= cfg.seed <= MAX_SEED:
+        config.fail("seed", "should lie between 0 and 2^32 - 1")
     if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
         config.fail("optimizer.betas", "should be two numbers from 0 to below 1")
     if cfg.microbatch_tokens < cfg.sequence_length:
         config.fail("microbatch_tokens", f"should be at least one row, sequence_length={cfg.sequence_length}")
-    for key in ("max_duration", "save_interval", "console_log_interval"):
-        _check_time(config, key, getattr(cfg, key))
-    _check_time(config, "eval.interval", cfg.eval.interval)
-    if cfg.eval.blocks is not None and cfg.eval.blocks < 1:
-        config.fail("eval.blocks", "should be a positive whole number, or null for all")
+    for key, units in _TIME_UNITS.items():
+        _check_time(config, key, units)
+    _check_warmup(config)
     if not cfg.eval.lengths:
         config.fail("eval.lengths", "should name at least one length")
+    if len(set(cfg.eval.lengths)) < len(cfg.eval.lengths):
+        config.fail("eval.lengths", "names a length twice")
 
 
-def _check_time(config: Config[TrainConfig], key: str, text: str) -> None:
+def _parse_time(text: str) -> Time | None:
+    """None for what Composer can't read, whatever it says about it."""
     try:
-        time = Time.from_timestring(text)
-    except ValueError:
-        config.fail(key, "should be a number with a unit: 100ba (steps), 1ep (epochs), 1000000tok (tokens)", text)
+        return Time.from_timestring(text)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _check_time(config: Config[TrainConfig], key: str, units: Sequence[TimeUnit]) -> None:
+    text = attrgetter(key)(config.value)
+    time = _parse_time(text)
+    if time is None or time.unit not in units:
+        expected = "should be a number with a unit: 100ba (steps), 1ep (epochs)"
+        expected += ", 1000000tok (tokens)" if TimeUnit.TOKEN in units else ""
+        expected += "; a limit by the clock is stop_after" if key == "max_duration" else ""
+        config.fail(key, expected, text)
     if time.value <= 0:
         config.fail(key, "should be more than 0", text)
+
+
+def _check_warmup(config: Config[TrainConfig]) -> None:
+    text, goal = config.value.scheduler.t_warmup, config.value.max_duration
+    time, key = _parse_time(text), "scheduler.t_warmup"
+    if time is None or time.unit not in (*_COUNTED, TimeUnit.DURATION) or time.value < 0:
+        config.fail(key, "should be a share of the run, as 0.06dur, or a number of steps or tokens, as 150ba", text)
+    units = {time.unit, Time.from_timestring(goal).unit}
+    if time.unit != TimeUnit.DURATION and len(units) > 1 and units != {TimeUnit.BATCH, TimeUnit.EPOCH}:
+        config.fail(key, f"should have the unit of max_duration={goal}, or be a share of the run, as 0.06dur", text)
 
 
 def _duration_limit(config: Config[TrainConfig]) -> float | None:
@@ -189,6 +251,8 @@ def _check_data(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase)
     if cfg.data.remote is None:
         _check_folder(config)
     else:
+        if dist.get_local_rank() == 0:
+            claim_cache(cfg.data.local, SPLITS)
         fetch_manifest(cfg.data.remote, cfg.data.local, cfg.data.download_timeout)
     manifest = read_manifest(cfg.data.local)
     made_with, given = manifest["tokenizer"], tokenizer_fingerprint(tokenizer)
@@ -219,7 +283,9 @@ def _check_backend(config: Config[TrainConfig], model: MosaicBertConfig, precisi
     if backend == "auto":
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reason = why_unavailable(backend, device, compute_dtype(precision), model.attention_probs_dropout_prob)
+    head_dim = model.hidden_size // model.num_attention_heads
+    dropout = model.attention_probs_dropout_prob
+    reason = why_unavailable(backend, device, compute_dtype(precision), dropout, head_dim)
     if reason:
         config.fail("model.attention_backend", f"{reason}; take auto or sdpa", backend)
 
@@ -252,9 +318,15 @@ def _check_disk(config: Config[TrainConfig], model: MosaicBertConfig) -> None:
     if free < needed:
         config.fail(
             "save_folder",
-            f"no space left: {cfg.save_num_checkpoints_to_keep + 1} checkpoints and the export need {needed / 1e9:.2f} GB, "
-            f"{free / 1e9:.2f} GB are free; free some or lower save_num_checkpoints_to_keep",
+            f"no space left: {cfg.save_num_checkpoints_to_keep + 1} checkpoints and the export need "
+            f"{show_bytes(needed)}, {show_bytes(free)} are free; free some or lower save_num_checkpoints_to_keep",
         )
+
+
+def show_bytes(count: float) -> str:
+    """`1.64 GB`, `445 kB`: three digits and a unit."""
+    power = min(int(math.log10(max(count, 1))) // 3, 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def count_parameters(model: MosaicBertConfig) -> int:

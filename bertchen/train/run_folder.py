@@ -6,9 +6,12 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from composer.callbacks import CheckpointSaver
+from composer.core import Callback
 from omegaconf import OmegaConf
 
 from bertchen.errors import UserError
@@ -19,8 +22,9 @@ CHECKPOINT_FILE = "ep{epoch}-ba{batch}-rank{rank}.pt"
 LATEST_FILE = "latest-rank{rank}.pt"
 EXPORT_FOLDER = "hf"
 _CHECKPOINT = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
-_OURS = re.compile(rf"({re.escape(CONFIG_FILE)}|{re.escape(METRICS_FILE)}|(ep\d+-ba\d+|latest)-rank\d+\.pt|\..*\.tmp)")
-_OUR_FOLDERS = (EXPORT_FOLDER, "tensorboard", "wandb")
+_TEXT = f"{re.escape(CONFIG_FILE)}|{re.escape(METRICS_FILE)}"
+_OURS = re.compile(rf"{_TEXT}|\.({_TEXT})\.tmp|(ep\d+-ba\d+|latest)-rank\d+\.pt")
+_OUR_FOLDERS = re.compile(rf"{EXPORT_FOLDER}|\.{EXPORT_FOLDER}\.tmp-\w+|tensorboard|wandb")
 
 
 def is_remote(folder: str) -> bool:
@@ -32,11 +36,14 @@ def check_run_folder(folder: str, autoresume: bool, overwrite: bool) -> None:
     """Refuses a folder that holds something, unless it is to be resumed or overwritten.
 
     Raises:
-        UserError: the folder isn't empty, is a file, or can't be written; or both keys are set.
+        UserError: the folder isn't empty, is a file, or can't be written; it is remote and to be resumed; or both
+            keys are set.
     """
     if autoresume and overwrite:
         raise UserError("autoresume=true and overwrite=true contradict each other: set one of them")
     if is_remote(folder):
+        if autoresume:  # nothing looks for checkpoints there: the run would start anew and replace them
+            raise UserError(f"save_folder={folder}: autoresume=true needs a local folder; copy the run to one")
         return
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -53,6 +60,8 @@ def check_run_folder(folder: str, autoresume: bool, overwrite: bool) -> None:
                 "or give another folder"
             )
     parent = next(above for above in (path, *path.resolve().parents) if above.exists())
+    if not parent.is_dir():
+        raise UserError(f"save_folder={folder} can't be made: {parent} is a file; give another folder")
     if not os.access(parent, os.W_OK):
         raise UserError(f"save_folder={folder} can't be written: no permission in {parent}")
 
@@ -65,9 +74,10 @@ def prepare_run_folder(folder: str, overwrite: bool, config: dict[str, Any]) -> 
     path.mkdir(parents=True, exist_ok=True)
     if overwrite:
         for entry in path.iterdir():
-            if entry.is_dir() and entry.name in _OUR_FOLDERS:
+            ours = (_OUR_FOLDERS if entry.is_dir() else _OURS).fullmatch(entry.name)
+            if ours and entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif _OURS.fullmatch(entry.name):
+            elif ours:
                 entry.unlink()
     temporary = path / f".{CONFIG_FILE}.tmp"
     temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -86,33 +96,50 @@ def find_checkpoint(folder: str) -> str | None:
     if is_remote(folder):
         return None
     latest = Path(folder) / LATEST_FILE.format(rank=0)
-    if latest.exists():
-        check_checkpoint(str(latest.resolve()), intact_checkpoints(folder))
-        return str(latest.resolve())
-    intact = intact_checkpoints(folder)
-    return intact[0] if intact else None
-
-
-def intact_checkpoints(folder: str) -> list[str]:
-    """All undamaged checkpoints of a run, newest first."""
-    steps = {entry: _CHECKPOINT.fullmatch(entry.name) for entry in Path(folder).glob("*.pt") if not entry.is_symlink()}
-    ordered = sorted((int(found[1]), str(entry)) for entry, found in steps.items() if found)
-    return [path for _, path in reversed(ordered) if damage(path) is None]
-
-
-def check_checkpoint(path: str, others: list[str]) -> None:
-    """Raises the `UserError` for a missing or damaged checkpoint; `others` are those that could serve."""
-    if not os.path.exists(path):
-        raise UserError(f"{path}: no such checkpoint")
+    if not latest.exists():
+        return next(_intact(folder), None)
+    path = str(latest.resolve())
     reason = damage(path)
     if reason:
-        usable = [other for other in others if other != path]
+        usable = next((other for other in _intact(folder) if other != path), None)
         advice = (
-            f"remove it to go on from {usable[0]}"
-            if usable
-            else "there is no other one: start anew with overwrite=true"
+            f"remove it to go on from {usable}" if usable else "there is no other one: start anew with overwrite=true"
         )
         raise UserError(f"{path}: damaged checkpoint ({reason}); {advice}")
+    return path
+
+
+def adopt_checkpoints(callbacks: Iterable[Callback], folder: str, load_path: str | None) -> None:
+    """Hands the checkpoints that were there before a restart to Composer's saver, which removes old ones.
+
+    Without it each restart would leave some for good. Those later than `load_path`, which were never finished or never
+    linked, are removed: the run comes to their steps again.
+    """
+    if is_remote(folder):
+        return
+    found = _checkpoints(folder)
+    reached = (
+        0 if load_path is None else next((step for step, path in found if os.path.samefile(path, load_path)), None)
+    )
+    if reached is None:  # a checkpoint of another name: whose, is for the user to know
+        return
+    for step, path in found:
+        if step > reached:
+            os.unlink(path)
+    for callback in callbacks:
+        if isinstance(callback, CheckpointSaver):
+            callback.saved_checkpoints = [path for step, path in found if step <= reached]
+
+
+def _checkpoints(folder: str) -> list[tuple[int, str]]:
+    """(step, path) of a run's checkpoints, oldest first, damaged ones too."""
+    steps = {entry: _CHECKPOINT.fullmatch(entry.name) for entry in Path(folder).glob("*.pt") if not entry.is_symlink()}
+    return sorted((int(found[1]), str(entry)) for entry, found in steps.items() if found)
+
+
+def _intact(folder: str) -> Iterator[str]:
+    """The undamaged checkpoints of a run, newest first; each is read only when it is asked for."""
+    return (path for _, path in reversed(_checkpoints(folder)) if damage(path) is None)
 
 
 def damage(path: str) -> str | None:
@@ -120,6 +147,6 @@ def damage(path: str) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except Exception as error:  # what a damaged archive raises depends on where the damage is
         return str(error) or type(error).__name__
     return f"checksum of {broken} is wrong" if broken else None

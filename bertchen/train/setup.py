@@ -30,4 +30,4 @@ def set_up_process() -> None:
 
 def run_name_of(cfg: TrainConfig) -> str:
     """The run's name in the logs: `run_name`, or the name of its folder."""
-    return cfg.run_name or Path(cfg.save_folder).name
+    return cfg.run_name or Path(cfg.save_folder).resolve().name

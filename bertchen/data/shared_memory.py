@@ -1,0 +1,87 @@
+"""How runs on one machine keep out of each other's way in Streaming's shared memory.
+
+A StreamingDataset takes the lowest number that is free in `/dev/shm` for its segments (`000007_locals`, …), and notes
+in `locals` which folder it uses. Two things aren't settled by that:
+
+- It looks for a number and takes it in two steps: of two runs that start at the same moment one can fail.
+- A run that is killed together with its helpers (a container, a job's time limit, the kernel short of memory) leaves
+  its segments. A restart takes another number; but a cache of remote shards that such a `locals` names counts as in
+  use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from glob import glob
+from pathlib import Path
+
+from composer.utils import dist
+
+from bertchen.errors import UserError
+
+_SHARED_MEMORY = "/dev/shm"
+_NO_FOLDERS = bytes(4)  # what Streaming itself writes over the length of `locals` when a dataset is given up
+
+# Open as long as the process lives: closing one would release its lock.
+_held: dict[str, int] = {}
+
+
+@contextmanager
+def one_run_at_a_time() -> Iterator[None]:
+    """Holds a lock of this user and machine in the first process of each node, and the others until it is held."""
+    if dist.get_local_rank() != 0:
+        dist.barrier()
+        yield
+        return
+    lock = _open_lock("start")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        dist.barrier()
+        yield
+    finally:
+        os.close(lock)
+
+
+def claim_cache(local: str, splits: Sequence[str]) -> None:
+    """Makes a cache of remote shards this run's own, though a killed run's shared memory may still name it.
+
+    Called in the first process of each node.
+
+    Raises:
+        UserError: another run uses it.
+    """
+    folder = os.path.abspath(local)
+    if folder not in _held:
+        lock = _open_lock(f"cache-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}")
+        try:
+            # The process's, not its children's: loader workers outlive a killed run for some seconds.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise UserError(
+                f"data.local={local} is the cache of another run: give each run a folder of its own"
+            ) from None
+        _held[folder] = lock
+    ours = {os.path.join(folder, split) for split in splits}
+    for path in glob(os.path.join(_SHARED_MEMORY, "*_locals")):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            if not ours.isdisjoint(_folders(Path(path).read_bytes())):
+                with open(path, "r+b") as segment:
+                    segment.write(_NO_FOLDERS)
+
+
+def _open_lock(name: str) -> int:
+    """A file to lock, of this user and, as shared memory is, of this machine."""
+    path = os.path.join(tempfile.gettempdir(), f"bertchen-{os.getuid()}-{name}.lock")
+    return os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+
+
+def _folders(segment: bytes) -> list[str]:
+    """The folders in a `locals` segment: its length in 4 bytes, then folders and its number, joined by NUL."""
+    length = int.from_bytes(segment[:4], "little")
+    return segment[4:length].decode("utf-8", "replace").split("\0")[:-1]

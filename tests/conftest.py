@@ -1,0 +1,134 @@
+"""Tiny tokenizers, converted data and training configurations for the tests of several packages."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from bertchen.config import Config, load_config
+from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_convert import ConvertConfig
+from bertchen.data.convert import convert
+from bertchen.tokenizer import load_tokenizer, train_tokenizer
+
+WORDS = re.findall(
+    r"\w+",
+    """der die das und in den von zu mit sich auf für ist im nicht ein eine als auch es an werden aus er hat dass sie
+    nach wird bei einer um am sind noch wie einem über einen so zum war haben nur oder aber vor zur bis mehr durch""",
+)
+BLOCK_SIZE = 32
+VAL_BLOCKS = 7
+TINY_MODEL = (
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=48",
+)
+
+
+def documents(count: int, seed: int) -> list[str]:
+    """Texts of 20 to 60 frequent words each."""
+    numbers = random.Random(seed)
+    return [" ".join(numbers.choices(WORDS, k=numbers.randint(20, 60))) for _ in range(count)]
+
+
+def save_tokenizer(texts: Iterable[str], folder: Path, vocab_size: int) -> str:
+    """Trains a tokenizer; the folder's name, for a configuration."""
+    train_tokenizer(list(texts), vocab_size, min_frequency=1).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a BPE tokenizer of 330 entries: 4 special ones, 256 bytes, letters and frequent syllables."""
+    return save_tokenizer(documents(50, 0), tmp_path_factory.mktemp("tiny") / "tokenizer", 330)
+
+
+@pytest.fixture(scope="session")
+def loaded_tokenizer(tiny_tokenizer: str) -> PreTrainedTokenizerBase:
+    return load_tokenizer(tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A second tokenizer, of another vocabulary."""
+    return save_tokenizer(documents(50, 1), tmp_path_factory.mktemp("other") / "tokenizer", 320)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted data set: 7 validation blocks and 100 or more training blocks, of 32 tokens. Don't change it."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = [json.dumps({"text": text}) + "\n" for text in documents(100, 2)]
+    (folder / "text.jsonl").write_text("".join(lines), encoding="utf-8")
+    arguments = [
+        f"source.path={folder / 'text.jsonl'}",
+        f"tokenizer={tiny_tokenizer}",
+        f"out={folder / 'mds'}",
+        f"block_size={BLOCK_SIZE}",
+        f"val_blocks={VAL_BLOCKS}",
+        "split_by=block",
+        "shard_size=4096",
+        "workers=1",
+    ]
+    convert(load_config(ConvertConfig, arguments, "usage"))
+    return folder / "mds"
+
+
+@pytest.fixture
+def shared_memory_given_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that make StreamingDatasets: these keep their shared memory to the end of the process.
+
+    And each opens that of all before it, so that a process with hundreds of them would run out of files.
+    """
+    from streaming.base.shared.memory import SharedMemory  # takes seconds to import
+
+    taken: list[SharedMemory] = []
+    take = SharedMemory.__init__
+
+    def take_and_note(self: SharedMemory, *args: Any, **options: Any) -> None:
+        take(self, *args, **options)
+        taken.append(self)
+
+    monkeypatch.setattr(SharedMemory, "__init__", take_and_note)
+    yield
+    if taken:
+        gc.collect()
+    for memory in taken:
+        with suppress(BufferError):  # still in use by an object that a failed test's traceback holds
+            memory.cleanup()
+            atexit.unregister(memory.cleanup)
+
+
+@pytest.fixture
+def train_config(
+    tiny_tokenizer: str, tiny_data: Path, tmp_path: Path, shared_memory_given_back: None
+) -> Callable[..., Config[TrainConfig]]:
+    """Makes the configuration of a tiny run in `tmp_path`/run that passes all checks; overrides come last."""
+
+    def make(*overrides: str) -> Config[TrainConfig]:
+        arguments = [
+            f"data.local={tiny_data}",
+            f"tokenizer={tiny_tokenizer}",
+            f"save_folder={tmp_path / 'run'}",
+            *TINY_MODEL,
+            f"sequence_length={BLOCK_SIZE}",
+            "eval.lengths=[8,32]",
+            "global_train_batch_size=8",
+            "microbatch_tokens=128",
+            "max_duration=10ba",
+            "data.num_workers=0",
+        ]
+        return load_config(TrainConfig, [*arguments, *overrides], "usage")
+
+    return make
