@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -29,7 +30,9 @@ def disk_full(error: BaseException, path: str | os.PathLike[str] | None = None) 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an exception, or one that it was raised in the handling of, says that the disk or a quota is full."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if str(error).endswith(tuple(f"(os error {number})" for number in _FULL)):  # a library written in Rust
             return True
         error = error.__context__
     return False

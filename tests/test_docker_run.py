@@ -42,9 +42,7 @@ class Runner:
     def __call__(self, *arguments: str, bash: tuple[str, ...] = (), **environment: str):
         env = {"PATH": str(self.bin), "HOME": str(self.home), "RECORD": str(self.record), **environment}
         command = [BASH, *bash, str(SCRIPT), *arguments]
-        return subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
-        )
+        return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
 
     def arguments(self) -> list[str]:
         return (self.record / "arguments").read_text().split("\0")[:-1]

@@ -154,9 +154,7 @@ esac""",
     def make(self, *arguments: str, **environment: str):
         path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
         env = {"PATH": path, "HOME": str(self.folder), **environment}
-        return subprocess.run(
-            [MAKE, *arguments], cwd=self.folder, env=env, capture_output=True, text=True, timeout=60
-        )
+        return subprocess.run([MAKE, *arguments], cwd=self.folder, env=env, capture_output=True, text=True, timeout=60)
 
     def calls(self) -> list[str]:
         """What the interpreter was asked for since the last call."""
@@ -293,9 +291,7 @@ def test_lock_files_agree():
 
 
 def test_every_requirement_is_pinned():
-    assert all(
-        "==" in pin.split(";")[0] for pin in entries("requirements.txt") | entries("requirements-dev.txt")
-    )
+    assert all("==" in pin.split(";")[0] for pin in entries("requirements.txt") | entries("requirements-dev.txt"))
 
 
 def test_image_leaves_out_what_git_ignores():

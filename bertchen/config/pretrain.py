@@ -130,9 +130,7 @@ class TrainConfig:
     algorithms: dict[str, Any] = field(
         default_factory=lambda: {"gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0}}
     )
-    callbacks: dict[str, Any] = field(
-        default_factory=lambda: {"throughput": {}, "lr_monitor": {}, "peak_memory": {}}
-    )
+    callbacks: dict[str, Any] = field(default_factory=lambda: {"throughput": {}, "lr_monitor": {}, "peak_memory": {}})
     loggers: dict[str, Any] = field(default_factory=dict)
     save_interval: str = "500ba"
     save_num_checkpoints_to_keep: int = 2

@@ -24,7 +24,7 @@ from bertchen.data.manifest import MANIFEST, build_manifest, write_manifest
 from bertchen.data.pack import SPLITTERS, STRATEGIES, Split
 from bertchen.data.shards import write_shards
 from bertchen.data.tokens import TokenFile, tokenize_documents
-from bertchen.errors import UserError, disk_full, is_disk_full
+from bertchen.errors import UserError
 from bertchen.text.readers import read_documents, resolve_paths, total_bytes
 from bertchen.text.staging import staged_folder
 from bertchen.tokenizer import load_tokenizer
@@ -46,23 +46,18 @@ def convert(config: Config[ConvertConfig]) -> dict[str, Any]:
     settings = config.value
     _check(config)
     paths = resolve_paths(settings.source.path)
-    try:
-        with staged_folder(settings.out, holds=MANIFEST, overwrite=settings.overwrite) as folder:
-            _check_not_replaced(config, paths)
-            tokenizer = load_tokenizer(settings.tokenizer)
-            _check_first_documents(paths, settings.source.text_column)
-            tokens = _tokenize(paths, tokenizer, folder / "tokens.tmp", settings)
-            splits = STRATEGIES[settings.strategy](tokens.lengths, tokens.keys, settings)
-            counts = {name: _write(folder / name, tokens, split, settings) for name, split in splits.items()}
-            tokens.path.unlink()
-            manifest = build_manifest(
-                config.to_dict(), tokenizer, tokens, splits, counts["train"], time.monotonic() - begin
-            )
-            write_manifest(folder, manifest)
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(error, settings.out) from error
-        raise
+    with staged_folder(settings.out, holds=MANIFEST, overwrite=settings.overwrite) as folder:
+        _check_not_replaced(config, paths)
+        tokenizer = load_tokenizer(settings.tokenizer)
+        _check_first_documents(paths, settings.source.text_column)
+        tokens = _tokenize(paths, tokenizer, folder / "tokens.tmp", settings)
+        splits = STRATEGIES[settings.strategy](tokens.lengths, tokens.keys, settings)
+        counts = {name: _write(folder / name, tokens, split, settings) for name, split in splits.items()}
+        tokens.path.unlink()
+        manifest = build_manifest(
+            config.to_dict(), tokenizer, tokens, splits, counts["train"], time.monotonic() - begin
+        )
+        write_manifest(folder, manifest)
     return manifest
 
 

@@ -8,7 +8,6 @@ encoder with mean pooling too.
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 import bertchen.model
 from bertchen.config import Config
 from bertchen.config.schema_export import ExportConfig
-from bertchen.errors import UserError, disk_full, is_disk_full
+from bertchen.errors import UserError
 from bertchen.export.checkpoint import load_checkpoint_model
 from bertchen.export.facts import CardFacts
 from bertchen.export.model_card import model_card
@@ -125,19 +124,14 @@ def _write(
     if len(tokenizer) > rows:
         raise UserError(f"the tokenizer has {len(tokenizer)} entries, the model only {rows}: no match")
     name = facts.name or Path(os.path.abspath(folder)).name
-    try:
-        _write_weights(temporary / "model.safetensors", model, dtype)
-        _write_config(temporary, model, dtype)
-        _write_tokenizer(temporary, tokenizer)
-        for file in Path(bertchen.model.__file__).parent.glob("*.py"):
-            shutil.copyfile(file, temporary / file.name)
-        _write_sentence_transformers(temporary, model.config.hidden_size, _trained_length(facts))
-        card = model_card(replace(facts, name=name), model.config, tokenizer, _trained_length(facts))
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(error, folder) from error
-        raise
+    _write_weights(temporary / "model.safetensors", model, dtype)
+    _write_config(temporary, model, dtype)
+    tokenizer.save_pretrained(temporary)
+    for file in Path(bertchen.model.__file__).parent.glob("*.py"):
+        shutil.copyfile(file, temporary / file.name)
+    _write_sentence_transformers(temporary, model.config.hidden_size, _trained_length(facts))
+    card = model_card(replace(facts, name=name), model.config, tokenizer, _trained_length(facts))
+    (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_weights(path: Path, model: MosaicBertForMaskedLM, dtype: torch.dtype) -> None:
@@ -159,17 +153,6 @@ def _write_config(temporary: Path, model: MosaicBertForMaskedLM, dtype: torch.dt
     # The run's backend may need a GPU; who loads the model elsewhere gets what can serve there.
     config.attention_backend = "auto"
     config.save_pretrained(temporary)
-
-
-def _write_tokenizer(temporary: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    try:
-        tokenizer.save_pretrained(temporary)
-    except OSError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception, for a full disk too
-        if "os error 28" in str(error) or "os error 122" in str(error):
-            raise OSError(errno.ENOSPC, str(error)) from error
-        raise
 
 
 def _write_sentence_transformers(temporary: Path, hidden_size: int, max_seq_length: int) -> None:

@@ -27,7 +27,7 @@ def staged_folder(out: str, holds: str, overwrite: bool = False) -> Iterator[Pat
         overwrite: replace a folder that is there.
 
     Raises:
-        UserError: `out` is a file, is not empty, holds something else, or can't be written.
+        UserError: `out` is a file, is not empty, holds something else, or can't be written; the disk is full.
     """
     target = Path(os.path.abspath(os.path.expanduser(out)))
     _check_target(target, out, holds, overwrite)
@@ -40,6 +40,12 @@ def staged_folder(out: str, holds: str, overwrite: bool = False) -> Iterator[Pat
     try:
         yield temporary
         _put_in_place(temporary, target, out)
+    except UserError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise disk_full(error, out) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

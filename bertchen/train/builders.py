@@ -48,10 +48,7 @@ def build_model(config: Config[TrainConfig], checked: Checked) -> ComposerMasked
     """MosaicBERT in a ComposerModel: new, or from `init_from` with its vocabulary made to fit the tokenizer."""
     cfg = config.value
     torch.manual_seed(cfg.seed)
-    if cfg.init_from is None:
-        model = MosaicBertForMaskedLM(checked.model_config)
-    else:
-        model = _load_weights(config, checked)
+    model = MosaicBertForMaskedLM(checked.model_config) if cfg.init_from is None else _load_weights(config, checked)
     facts = {
         "config": config.to_dict(),
         "manifest": checked.manifest,

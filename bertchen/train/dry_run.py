@@ -68,8 +68,8 @@ def dry_run(
         loss_value = loss.item()
     except torch.cuda.OutOfMemoryError:
         raise UserError(
-            f"microbatch_tokens={cfg.microbatch_tokens} (from {config.source('microbatch_tokens')}): the step doesn't fit "
-            f"into the memory of {device_name()}; halve it"
+            f"microbatch_tokens={cfg.microbatch_tokens} (from {config.source('microbatch_tokens')}): the step doesn't "
+            f"fit into the memory of {device_name()}; halve it"
         ) from None
     if dist.get_global_rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(config.to_dict())))

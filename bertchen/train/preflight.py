@@ -259,8 +259,8 @@ def _check_data(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase)
     if made_with["fingerprint"] != given:
         raise UserError(
             f"data.local={cfg.data.local} was made with another tokenizer ({made_with['name']}, fingerprint "
-            f"{made_with['fingerprint']}) than tokenizer={cfg.tokenizer} (fingerprint {given}): give that tokenizer, or "
-            "convert the text again with this one"
+            f"{made_with['fingerprint']}) than tokenizer={cfg.tokenizer} (fingerprint {given}): give that tokenizer, "
+            "or convert the text again with this one"
         )
     for key, lengths in (("sequence_length", [cfg.sequence_length]), ("eval.lengths", cfg.eval.lengths)):
         for length in lengths:
@@ -299,7 +299,8 @@ def _check_batch(config: Config[TrainConfig], manifest: dict[str, Any]) -> int:
     if tokens > cfg.microbatch_tokens and tokens % cfg.microbatch_tokens:
         config.fail(
             "microbatch_tokens",
-            f"a device's batch of {per_device} blocks of {manifest['block_size']} = {tokens} tokens isn't divisible by it",
+            f"a device's batch of {per_device} blocks of {manifest['block_size']} = {tokens} tokens "
+            "isn't divisible by it",
         )
     blocks = manifest["splits"]["train"]["blocks"]
     if blocks < cfg.global_train_batch_size:

@@ -51,13 +51,13 @@ def check_run_folder(folder: str, autoresume: bool, overwrite: bool) -> None:
     if path.is_dir() and any(path.iterdir()):
         if overwrite and not (path / CONFIG_FILE).exists():
             raise UserError(
-                f"save_folder={folder} isn't empty and holds no run of ours (no {CONFIG_FILE}), so overwrite=true would "
-                "remove foreign files; give another folder"
+                f"save_folder={folder} isn't empty and holds no run of ours (no {CONFIG_FILE}), so overwrite=true "
+                "would remove foreign files; give another folder"
             )
         if not autoresume and not overwrite:
             raise UserError(
-                f"save_folder={folder} isn't empty: go on with that run by autoresume=true, remove it by overwrite=true, "
-                "or give another folder"
+                f"save_folder={folder} isn't empty: go on with that run by autoresume=true, remove it by "
+                "overwrite=true, or give another folder"
             )
     parent = next(above for above in (path, *path.resolve().parents) if above.exists())
     if not parent.is_dir():

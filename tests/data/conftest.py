@@ -33,9 +33,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def cls_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A word tokenizer in BERT's manner: adds `[CLS]` and `[SEP]`; saved with truncation to 4 tokens."""
     words = ["[PAD]", "[UNK]", "[SEP]", "[MASK]", "[CLS]", "über", "allen", "gipfeln", "ist", "ruh"]
-    backend = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
-    )
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.TemplateProcessing(

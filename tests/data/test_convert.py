@@ -68,9 +68,7 @@ def blocks_of(folder: Path) -> list[tuple[int, ...]]:
 def reference(tokenizer_folder: str, texts: list[str]) -> list[int]:
     """Hugging Face's tokens of each text and the separator, joined."""
     tokenizer = load_tokenizer(tokenizer_folder)
-    encoded = [
-        tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids for text in texts
-    ]
+    encoded = [tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids for text in texts]
     return [token for ids in encoded if ids for token in [*ids, separator_id(tokenizer)]]
 
 
@@ -95,9 +93,7 @@ def test_split_by_block_gives_what_went_in(
 ) -> None:
     folder = tmp_path_factory.mktemp("conversion")
     texts = [*texts, LONG]
-    manifest = run(
-        write_corpus(folder / "a.jsonl", texts), tokenizer_folder, folder / "out", "split_by=block"
-    )
+    manifest = run(write_corpus(folder / "a.jsonl", texts), tokenizer_folder, folder / "out", "split_by=block")
     tokens = reference(tokenizer_folder, texts)
     train, val = blocks_of(folder / "out/train"), blocks_of(folder / "out/val")
     assert Counter(train) + Counter(val) == cut(tokens)
@@ -114,10 +110,7 @@ def test_split_by_document_has_no_document_on_both_sides(
     """Each document is a character of its own, repeated, so that a block tells of which documents it is."""
     folder = tmp_path_factory.mktemp("conversion")
     tokenizer = load_tokenizer(tokenizer_folder)
-    texts = [
-        character * length
-        for character, length in zip(string.printable, [*lengths, 90, 90, 90], strict=False)
-    ]
+    texts = [character * length for character, length in zip(string.printable, [*lengths, 90, 90, 90], strict=False)]
     manifest = run(write_corpus(folder / "a.jsonl", texts), tokenizer_folder, folder / "out", f"seed={seed}")
     train, val = blocks_of(folder / "out/train"), blocks_of(folder / "out/val")
     in_val = set("".join(tokenizer.decode(block, skip_special_tokens=True) for block in val))
@@ -199,9 +192,7 @@ def test_manifest_says_what_is_there(tmp_path: Path, tokenizer_folder: str) -> N
     assert manifest["tokens_per_document"]["max"] == max(lengths)
     counts = Counter(token for block in train for token in block)
     shares = [count / counts.total() for count in counts.values()]
-    assert manifest["unigram_entropy_nats"] == pytest.approx(
-        -sum(share * math.log(share) for share in shares)
-    )
+    assert manifest["unigram_entropy_nats"] == pytest.approx(-sum(share * math.log(share) for share in shares))
     for split in ("train", "val"):
         check_shards(tmp_path / "out" / split, hashes=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "train", "val"]
@@ -229,9 +220,7 @@ def test_tokenizer_with_cls(tmp_path: Path, cls_tokenizer_folder: str) -> None:
     assert found == {5, 6, 7, 8, 9, 2}
 
 
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> tuple[int, str]:
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """Runs the command in this process; its exit code and the error that it printed."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     capsys.readouterr()
@@ -335,9 +324,7 @@ def test_full_disk_while_writing_shards(
     assert everything_in(tmp_path) == before
 
 
-def test_full_disk_while_tokenizing(
-    tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_while_tokenizing(tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("/dev/full is not here")
     source = write_corpus(tmp_path / "a.jsonl", some_texts(100))
@@ -353,9 +340,7 @@ def test_full_disk_while_tokenizing(
     assert everything_in(tmp_path) == before
 
 
-def test_interrupt_leaves_nothing(
-    tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupt_leaves_nothing(tmp_path: Path, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_corpus(tmp_path / "a.jsonl", some_texts(100))
     before = everything_in(tmp_path)
     write_fails(KeyboardInterrupt(), monkeypatch)

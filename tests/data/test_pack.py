@@ -62,9 +62,7 @@ def test_split_by_block_gives_every_token_once(lengths: list[int], val_blocks: i
 
 @given(LENGTHS, st.integers(1, 20), st.integers(0, 5))
 @settings(max_examples=200, deadline=None)
-def test_split_by_document_has_no_document_on_both_sides(
-    lengths: list[int], val_blocks: int, seed: int
-) -> None:
+def test_split_by_document_has_no_document_on_both_sides(lengths: list[int], val_blocks: int, seed: int) -> None:
     total = sum(lengths)
     splits = try_pack(lengths, keys_of(len(lengths), seed), val_blocks=val_blocks, seed=seed)
     train, val = (unshuffled(splits[name], total) for name in ("train", "val"))

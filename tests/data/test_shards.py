@@ -59,9 +59,7 @@ def test_missing_shard(folder: Path) -> None:
 def test_shard_of_wrong_size(folder: Path) -> None:
     path = folder / "shard.00001.mds"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(
-        UserError, match=r"shard\.00001\.mds has \d+ bytes, should have \d+.*remove this file"
-    ):
+    with pytest.raises(UserError, match=r"shard\.00001\.mds has \d+ bytes, should have \d+.*remove this file"):
         check_shards(folder, hashes=False)
 
 

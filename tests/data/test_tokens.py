@@ -19,9 +19,7 @@ from bertchen.text.readers import Document
 from bertchen.tokenizer import load_tokenizer, separator_id
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
-HYPOTHESIS = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+HYPOTHESIS = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def documents_of(texts: list[str]) -> list[Document]:
@@ -41,9 +39,7 @@ def joined(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
     return [token for ids in reference(tokenizer, texts) if ids for token in [*ids, separator]]
 
 
-def tokenize(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, texts: list[str], workers: int = 2
-) -> TokenFile:
+def tokenize(folder: Path, tokenizer: PreTrainedTokenizerBase, texts: list[str], workers: int = 2) -> TokenFile:
     return tokenize_documents(documents_of(texts), tokenizer, folder / "tokens", seed=42, workers=workers)
 
 
@@ -84,18 +80,14 @@ def test_special_tokens_around_a_text_and_saved_truncation_are_left_out(
 
 
 def test_slow_tokenizer(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ruh", "##e"])
-    )
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ruh", "##e"]))
     tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
     if tokenizer.is_fast:
         pytest.skip("this version of transformers has no slow BertTokenizer")
     assert tokenize(tmp_path, tokenizer, ["Ruhe ruh", "", "xyz"]).open().tolist() == [5, 6, 5, 3, 1, 3]
 
 
-def test_type_follows_the_vocabulary(
-    tmp_path: Path, tokenizer_folder: str, large_tokenizer_folder: str
-) -> None:
+def test_type_follows_the_vocabulary(tmp_path: Path, tokenizer_folder: str, large_tokenizer_folder: str) -> None:
     assert tokenize(tmp_path, load_tokenizer(tokenizer_folder), ["a"]).dtype == np.uint16
     large = tokenize(tmp_path, load_tokenizer(large_tokenizer_folder), ["w69997 w0"])
     assert large.dtype == np.uint32
@@ -127,9 +119,7 @@ def test_full_disk_is_told_as_such(tokenizer_folder: str) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("/dev/full is not here")
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
-        tokenize_documents(
-            documents_of(["a" * 100_000]), load_tokenizer(tokenizer_folder), Path("/dev/full"), 42, 2
-        )
+        tokenize_documents(documents_of(["a" * 100_000]), load_tokenizer(tokenizer_folder), Path("/dev/full"), 42, 2)
     assert is_disk_full(caught.value)
 
 
