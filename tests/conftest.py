@@ -10,16 +10,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from transformers import PreTrainedTokenizerBase
 
-from bertchen.config import Config, load_config
-from bertchen.config.pretrain import TrainConfig
-from bertchen.config.schema_convert import ConvertConfig
-from bertchen.data.convert import convert
-from bertchen.tokenizer import load_tokenizer, train_tokenizer
+# Imported where they are used, so that the tests of the model alone need PyTorch and Transformers and no more.
+if TYPE_CHECKING:
+    from streaming.base.shared.memory import SharedMemory
+    from transformers import PreTrainedTokenizerBase
+
+    from bertchen.config import Config
+    from bertchen.config.pretrain import TrainConfig
 
 WORDS = re.findall(
     r"\w+",
@@ -44,6 +45,8 @@ def documents(count: int, seed: int) -> list[str]:
 
 def save_tokenizer(texts: Iterable[str], folder: Path, vocab_size: int) -> str:
     """Trains a tokenizer; the folder's name, for a configuration."""
+    from bertchen.tokenizer import train_tokenizer
+
     train_tokenizer(list(texts), vocab_size, min_frequency=1).save_pretrained(folder)
     return str(folder)
 
@@ -56,6 +59,8 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def loaded_tokenizer(tiny_tokenizer: str) -> PreTrainedTokenizerBase:
+    from bertchen.tokenizer import load_tokenizer
+
     return load_tokenizer(tiny_tokenizer)
 
 
@@ -68,6 +73,10 @@ def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_data(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted data set: 7 validation blocks and 100 or more training blocks, of 32 tokens. Don't change it."""
+    from bertchen.config import load_config
+    from bertchen.config.schema_convert import ConvertConfig
+    from bertchen.data.convert import convert
+
     folder = tmp_path_factory.mktemp("data")
     lines = [json.dumps({"text": text}) + "\n" for text in documents(100, 2)]
     (folder / "text.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -91,7 +100,7 @@ def shared_memory_given_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     And each opens that of all before it, so that a process with hundreds of them would run out of files.
     """
-    from streaming.base.shared.memory import SharedMemory  # takes seconds to import
+    from streaming.base.shared.memory import SharedMemory
 
     taken: list[SharedMemory] = []
     take = SharedMemory.__init__
@@ -115,6 +124,8 @@ def train_config(
     tiny_tokenizer: str, tiny_data: Path, tmp_path: Path, shared_memory_given_back: None
 ) -> Callable[..., Config[TrainConfig]]:
     """Makes the configuration of a tiny run in `tmp_path`/run that passes all checks; overrides come last."""
+    from bertchen.config import load_config
+    from bertchen.config.pretrain import TrainConfig
 
     def make(*overrides: str) -> Config[TrainConfig]:
         arguments = [

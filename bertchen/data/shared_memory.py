@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import glob
@@ -24,6 +26,9 @@ from composer.utils import dist
 
 from bertchen.errors import UserError
 
+log = logging.getLogger(__name__)
+
+PATIENCE = 60.0  # seconds
 _SHARED_MEMORY = "/dev/shm"
 _NO_FOLDERS = bytes(4)  # what Streaming itself writes over the length of `locals` when a dataset is given up
 
@@ -32,19 +37,35 @@ _held: dict[str, int] = {}
 
 
 @contextmanager
-def one_run_at_a_time() -> Iterator[None]:
-    """Holds a lock of this user and machine in the first process of each node, and the others until it is held."""
+def one_run_at_a_time(patience: float = PATIENCE) -> Iterator[None]:
+    """Holds a lock of this user and machine in the first process of each node, and the others until it is held.
+
+    After `patience` seconds it goes on without the lock: a run that hangs in its start mustn't hold up all others.
+    """
     if dist.get_local_rank() != 0:
         dist.barrier()
         yield
         return
     lock = _open_lock("start")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _locked_in_time(lock, patience):
+            log.warning("another run has been starting for %.0f s; starting beside it", patience)
         dist.barrier()
         yield
     finally:
         os.close(lock)
+
+
+def _locked_in_time(lock: int, patience: float) -> bool:
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
 
 
 def claim_cache(local: str, splits: Sequence[str]) -> None:

@@ -233,10 +233,19 @@ def _wandb(folder: str, name: str) -> Callable[..., LoggerDestination]:
         # Without a key wandb would ask for one; a run must never wait for an answer.
         if not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") or _has_netrc_entry()):
             os.environ["WANDB_MODE"] = "offline"
+        _keep_url_method()
         options = {"name": name, "init_kwargs": {"dir": folder}, **arguments}
         return WandBLogger(**options)
 
     return build
+
+
+def _keep_url_method() -> None:
+    """Composer 0.32 asks a run for `get_url()`, which later versions of wandb have as a property only."""
+    import wandb
+
+    if not hasattr(wandb.Run, "get_url"):
+        wandb.Run.get_url = lambda run: run.url
 
 
 def _has_netrc_entry() -> bool:
