@@ -9,7 +9,7 @@ from composer.utils import dist
 
 from bertchen.algorithms import build_algorithms
 from bertchen.config import Config, load_config
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import naming_full_disk, user_errors
 from bertchen.train import builders
 from bertchen.train.dry_run import dry_run

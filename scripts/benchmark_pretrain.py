@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForMaskedLM
 from bertchen.callbacks.peak_memory import peak_memory
 from bertchen.callbacks.throughput import model_flops_utilization
 from bertchen.config import load_config
-from bertchen.config.benchmark import BenchmarkConfig
+from bertchen.config.schema_benchmark import BenchmarkConfig
 from bertchen.data.masking import MaskingVocabulary, mask_tokens, max_masked_per_row
 from bertchen.errors import user_errors
 from bertchen.model import BackendUnavailable, MosaicBertConfig, MosaicBertForMaskedLM

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bertchen.config import Config
-    from bertchen.config.pretrain import TrainConfig
+    from bertchen.config.schema_train import TrainConfig
 
 WORDS = re.findall(
     r"\w+",
@@ -125,7 +125,7 @@ def train_config(
 ) -> Callable[..., Config[TrainConfig]]:
     """Makes the configuration of a tiny run in `tmp_path`/run that passes all checks; overrides come last."""
     from bertchen.config import load_config
-    from bertchen.config.pretrain import TrainConfig
+    from bertchen.config.schema_train import TrainConfig
 
     def make(*overrides: str) -> Config[TrainConfig]:
         arguments = [

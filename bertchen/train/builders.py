@@ -26,8 +26,8 @@ from bertchen.algorithms import Masking
 from bertchen.callbacks import MetricsFile, PeakMemory, StepSeed, StopAfter, Throughput
 from bertchen.config import Config
 from bertchen.config.load import nearest
-from bertchen.config.pretrain import TrainConfig
 from bertchen.config.resolve import build_named, call_checked
+from bertchen.config.schema_train import TrainConfig
 from bertchen.data.blocks import BlockDataset, EvaluationBatches, train_loader
 from bertchen.data.cutting import split_by_tokens
 from bertchen.data.masking import MaskingVocabulary, mask_tokens

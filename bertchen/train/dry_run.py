@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from bertchen.callbacks.peak_memory import peak_memory
 from bertchen.config import Config
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig
 from bertchen.train.composer_model import ComposerMaskedLM

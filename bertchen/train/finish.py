@@ -10,7 +10,7 @@ from composer.utils import dist
 
 from bertchen.callbacks import MetricsFile, StopAfter
 from bertchen.config import Config
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.export import export_checkpoint
 from bertchen.train.preflight import Checked
 from bertchen.train.run_folder import EXPORT_FOLDER, LATEST_FILE, is_remote

@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 
 from bertchen.config import Config, parse_seconds
 from bertchen.config.load import nearest
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.data.blocks import fetch_manifest
 from bertchen.data.manifest import read_manifest
 from bertchen.data.shards import check_shards

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from composer.utils import dist, get_device
 
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 
 
 def set_up_process() -> None:

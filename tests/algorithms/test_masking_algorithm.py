@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bertchen.algorithms import Masking, build_algorithms
 from bertchen.config import Config
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.data.masking import IGNORE_INDEX, MaskingVocabulary, mask_tokens, max_masked_per_row
 from bertchen.errors import UserError
 from bertchen.train import builders

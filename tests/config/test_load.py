@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from bertchen.config import Config, load_config
 from bertchen.config.load import nearest
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bertchen.callbacks import MetricsFile, StepSeed, StopAfter, Throughput
 from bertchen.config import Config
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.data.masking import mask_tokens
 from bertchen.errors import UserError
 from bertchen.train import builders

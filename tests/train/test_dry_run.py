@@ -13,7 +13,7 @@ from composer.core import Timestamp
 
 from bertchen.callbacks import StopAfter
 from bertchen.config import Config
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.train import builders
 from bertchen.train.dry_run import dry_run
 from bertchen.train.finish import end_reason, summary

@@ -13,7 +13,7 @@ from composer.devices import DeviceCPU
 from torch import nn
 
 from bertchen.config import Config
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig, MosaicBertForMaskedLM
 from bertchen.train.builders import build_optimizer, build_scheduler, parameter_groups

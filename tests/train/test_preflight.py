@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bertchen.config import Config
-from bertchen.config.pretrain import TrainConfig
+from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig
 from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, build_model_config, count_parameters, preflight
