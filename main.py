@@ -74,7 +74,7 @@ def pretrain(config: Config[TrainConfig]) -> None:
         trainer.eval()
     if not has_ended(trainer):
         trainer.fit()
-    finish(config, checked, trainer)
+    finish(config, trainer)
 
 
 TASKS = {"pretrain": pretrain}

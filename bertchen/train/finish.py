@@ -12,12 +12,11 @@ from bertchen.callbacks import MetricsFile, StopAfter
 from bertchen.config import Config
 from bertchen.config.schema_train import TrainConfig
 from bertchen.export import export_checkpoint
-from bertchen.train.preflight import Checked
 from bertchen.train.run_folder import EXPORT_FOLDER, LATEST_FILE, is_remote
 from bertchen.train.setup import run_name_of
 
 
-def finish(config: Config[TrainConfig], checked: Checked, trainer: Trainer) -> None:
+def finish(config: Config[TrainConfig], trainer: Trainer) -> None:
     """Logs the reason, closes the loggers, exports the last checkpoint and prints a summary."""
     cfg = config.value
     state = trainer.state
