@@ -18,11 +18,12 @@ from bertchen.report.metrics import last_value, median_value, read_metrics
 
 USAGE = "python scripts/demo.py [folder=demo] [characters=4000000] [steps=600]"
 ROOT = Path(__file__).resolve().parents[1]
+MARKER = ".bertchen-demo"  # only a folder that holds this is ever removed
 SENTENCE = "Die Lehrerin erklärt dem Schüler die [MASK]."
 
 # Runs in a process of its own that can't see this package: what a stranger does with the exported folder.
 FILL_MASK = """
-import os, sys, warnings
+import sys, warnings
 warnings.filterwarnings("ignore")
 from transformers import pipeline, logging
 logging.set_verbosity_error()
@@ -57,9 +58,7 @@ def main(argv: list[str]) -> None:
     """Sample text, tokenizer, shards, pretraining, export, and a mask filled in a fresh process."""
     cfg = load_config(DemoConfig, argv, USAGE).value
     folder = Path(cfg.folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "corpus").is_dir():
-        raise UserError(f"folder={cfg.folder} isn't empty and isn't the demo's: give another one")
-    shutil.rmtree(folder, ignore_errors=True)
+    prepare(folder)
     started = time.monotonic()
 
     corpus, tokenizer, mds, run_folder, model = (
@@ -91,6 +90,22 @@ def main(argv: list[str]) -> None:
     if status:
         sys.exit(status)
     print(summary(Path(run_folder), Path(mds), [corpus, tokenizer, mds, run_folder, model], time.monotonic() - started))
+
+
+def prepare(folder: Path) -> None:
+    """Makes an empty folder, in the place of an earlier demo's if there is one.
+
+    Raises:
+        UserError: there is something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"folder={folder} is a file: give a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise UserError(f"folder={folder} isn't empty and isn't the demo's: give another one")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
 
 
 def summary(run_folder: Path, mds: Path, folders: list[str], seconds: float) -> str:
