@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-IGNORE_INDEX = -100
+from bertchen.data.masking import IGNORE_INDEX
 
 
 class MaskedSums(NamedTuple):

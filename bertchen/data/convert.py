@@ -118,13 +118,13 @@ def _check_first_documents(paths: list[str], text_column: str) -> None:
         next(read_documents([path], text_column), None)
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tokenize(paths: list[str], tokenizer: PreTrainedTokenizerBase, path: Path, settings: ConvertConfig) -> TokenFile:
-    workers = settings.workers or _cores()
+    workers = settings.workers or available_cores()
     with tqdm(total=total_bytes(paths), unit="B", unit_scale=True, unit_divisor=1024, desc="tokenizing") as bar:
         documents = read_documents(paths, settings.source.text_column, bar.update)
         tokens = tokenize_documents(documents, tokenizer, path, settings.seed, workers)

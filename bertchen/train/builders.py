@@ -291,6 +291,4 @@ def build_callbacks(config: Config[TrainConfig], checked: Checked, parameters: i
 def check_task(config: Config[TrainConfig], known: list[str]) -> None:
     """Raises the `UserError` for a task that isn't known."""
     if config.value.task not in known:
-        raise UserError(
-            f"task={config.value.task} (from {config.source('task')}): unknown; {nearest(config.value.task, known)}"
-        )
+        config.fail("task", f"unknown; {nearest(config.value.task, known)}")

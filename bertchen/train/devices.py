@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import torch
+
+from bertchen.data.convert import available_cores
 
 # Dense bfloat16 peaks [FLOP/s] from the vendors' data sheets. The first name that occurs in the device's name counts,
 # so that variants stand before their family. The V100 has no bfloat16; its figure is float16's.
@@ -74,5 +75,5 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 def default_num_workers() -> int:
     """0 on one or two cores, where a worker would compete with the step, else half the cores up to 4."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     return 0 if cores <= 2 else min(4, cores // 2)

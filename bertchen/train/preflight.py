@@ -26,12 +26,12 @@ from bertchen.data.shards import check_shards
 from bertchen.data.shared_memory import claim_cache
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig, why_unavailable
+from bertchen.model.modeling_mosaicbert import VOCABULARY_MULTIPLE
 from bertchen.tokenizer import load_tokenizer, require_mask_token, tokenizer_fingerprint
 from bertchen.train.devices import compute_dtype, device_name, peak_flops, resolve_precision
 from bertchen.train.run_folder import check_run_folder, find_checkpoint, is_remote
 
 SPLITS = ("train", "val")
-VOCABULARY_MULTIPLE = 64
 MAX_SEED = 2**32 - 1
 # float32 weights and AdamW's two moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
