@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
+GRACE_SECONDS = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -69,4 +71,7 @@ def user_errors() -> Iterator[None]:
         return
     sys.stdout.flush()
     print(f"error: {message}", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") != "0":
+        # The launcher ends all processes when one has ended: the first one's message and exit code must come first.
+        time.sleep(GRACE_SECONDS)
     sys.exit(EXIT_CODE)
