@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130  # a shell's, for Ctrl-C
 GRACE_SECONDS = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -57,10 +58,14 @@ def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
 def user_errors() -> Iterator[None]:
     """Ends the process with exit code 2 and one line on stderr if the body raises `UserError`.
 
-    A full disk counts as one too, wherever it is met.
+    A full disk counts as one too, wherever it is met. Ctrl-C ends it with code 130 and without a traceback; what a
+    `KeyboardInterrupt` says is printed.
     """
     try:
         yield
+    except KeyboardInterrupt as error:
+        print(": ".join(filter(None, ("interrupted", str(error)))), file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED_EXIT_CODE)
     except UserError as error:
         message = str(error)
     except Exception as error:

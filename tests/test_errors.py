@@ -63,3 +63,10 @@ def test_a_full_disk_without_a_name_gets_one() -> None:
         raise OSError(errno.ENOSPC, "full", "/runs/x.pt")
     with pytest.raises(UserError, match=r"^mine$"), naming_full_disk("runs/first"):
         raise UserError("mine")
+
+
+def test_interruption_ends_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending, user_errors():
+        raise KeyboardInterrupt
+    assert ending.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

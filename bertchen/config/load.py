@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
 import yaml
@@ -124,16 +124,18 @@ def _read_yaml(path: str, usage: str) -> DictConfig:
 
 
 def _read_override(item: str) -> DictConfig:
-    key, _, _ = item.partition("=")
+    key, _, value = item.partition("=")
     if not key or key != key.strip():
         raise UserError(f"{item!r} on the command line: an override is written key.sub=value, without spaces")
     try:
-        return OmegaConf.from_dotlist([item])
+        # A value such as *.jsonl is a pattern of files here, and not YAML's alias.
+        return OmegaConf.from_dotlist([f"{key}='{value}'" if value.startswith("*") and "'" not in value else item])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{item!r} on the command line: {_first_line(error)}") from None
 
 
 def _merge(base: DictConfig, layer: DictConfig, source: str) -> DictConfig:
+    layer = _with_whole_numbers(base, layer, source)
     _check_names(base, layer, source)
     try:
         merged = OmegaConf.merge(base, layer)
@@ -143,9 +145,28 @@ def _merge(base: DictConfig, layer: DictConfig, source: str) -> DictConfig:
         key = (error.full_key or next(iter(_leaves(layer)), "?")).partition("[")[0]
         above, _, name = key.rpartition(".")
         holder = OmegaConf.select(base, above) if above else base
-        raise _wrong_type(holder, name, key, OmegaConf.select(layer, key), source) from None
+        below = OmegaConf.select(layer, above) if above else layer
+        value = below[int(name)] if _has_whole_numbers(holder) else OmegaConf.select(layer, key)
+        raise _wrong_type(holder, name, key, value, source) from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _with_whole_numbers(base: DictConfig, layer: DictConfig, source: str, prefix: str = "") -> DictConfig:
+    """The layer with the names in mappings such as `dict[int, float]` as numbers: `stages.64=1` gives text."""
+    for name in list(layer):
+        node = base._get_node(name) if name in base.keys() else None  # noqa: SIM118
+        below = layer._get_node(name)
+        if not isinstance(node, DictConfig) or not isinstance(below, DictConfig) or node._is_none():
+            continue
+        if _has_whole_numbers(node):
+            for key in list(below):
+                if not str(key).isdecimal():
+                    raise UserError(f"{prefix}{name}.{key} (from {source}): should be a whole number")
+            layer[name] = {int(str(key)): below[key] for key in below}
+        else:
+            _with_whole_numbers(node, below, source, f"{prefix}{name}.")
+    return layer
 
 
 def _check_names(base: DictConfig, layer: DictConfig, source: str, prefix: str = "") -> None:
@@ -161,6 +182,8 @@ def _check_names(base: DictConfig, layer: DictConfig, source: str, prefix: str =
             known = [str(other) for other in base.keys()]  # noqa: SIM118
             raise UserError(f"{key} (from {source}): unknown key; {nearest(str(name), known, prefix)}")
         node, below = base._get_node(name), layer._get_node(name)
+        if isinstance(node, DictConfig) and node._is_none() and is_dataclass(node._metadata.ref_type):
+            node = OmegaConf.structured(node._metadata.ref_type)
         if isinstance(node, DictConfig) and isinstance(below, DictConfig) and not node._is_none():
             _check_names(node, below, source, f"{key}.")
         elif {type(node), type(below)} == {DictConfig, ListConfig}:
@@ -172,6 +195,11 @@ def _wrong_type(holder: Any, name: str, key: str, value: Any, source: str) -> Us
     return UserError(f"{key}={_show(value)} (from {source}): wrong type{_expected_type(holder, name)}")
 
 
+def _has_whole_numbers(node: Any) -> bool:
+    """Whether its names are whole numbers, as in `dict[int, float]`."""
+    return isinstance(node, DictConfig) and node._metadata.key_type is int
+
+
 def _is_dataclass_node(node: DictConfig) -> bool:
     return node._metadata.object_type not in (dict, None)
 
@@ -179,6 +207,8 @@ def _is_dataclass_node(node: DictConfig) -> bool:
 def _expected_type(holder: Any, name: str) -> str:
     if not isinstance(holder, DictConfig):
         return ""
+    if _has_whole_numbers(holder):
+        return f", should be {holder._metadata.element_type.__name__}"
     if isinstance(holder._get_node(name), DictConfig):
         return ", should be a mapping"
     kind = getattr(holder._metadata.object_type, "__annotations__", {}).get(name)

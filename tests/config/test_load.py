@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -418,3 +419,30 @@ def has_key(schema: type, key: str) -> bool:
     name, _, rest = key.partition(".")
     kinds = {field_.name: field_.default_factory for field_ in schema.__dataclass_fields__.values()}
     return name in kinds and (not rest or (is_dataclass(kinds[name]) and has_key(kinds[name], rest)))
+
+
+@dataclass
+class WithShares:
+    shares: dict[int, float] = field(default_factory=dict)
+
+
+def test_names_that_are_numbers() -> None:
+    config = load_config(WithShares, ["shares={64: 0.25}", "shares.512=0.75"], "usage")
+    assert config.value.shares == {64: 0.25, 512: 0.75}
+    assert config.source("shares.512") == "the command line"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("shares={a: 1}", "shares.a (from the command line): should be a whole number"),
+        ("shares.64=x", "shares.64=x (from the command line): wrong type, should be float"),
+    ],
+)
+def test_names_that_should_be_numbers(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(WithShares, [override], "usage")
+
+
+def test_a_pattern_of_files_on_the_command_line() -> None:
+    assert load_config(Inner, ["path=*.jsonl"], "usage").value.path == "*.jsonl"
