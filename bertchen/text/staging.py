@@ -30,7 +30,7 @@ def staged_folder(out: str, holds: str, overwrite: bool = False) -> Iterator[Pat
         UserError: `out` is a file, is not empty, holds something else, or can't be written; the disk is full.
     """
     target = Path(os.path.abspath(os.path.expanduser(out)))
-    _check_target(target, out, holds, overwrite)
+    check_target(target, out, holds, overwrite)
     above = next(parent for parent in target.parents if parent.exists())
     temporary = above / f".{target.name}.tmp-{uuid.uuid4().hex[:8]}"
     try:
@@ -39,7 +39,7 @@ def staged_folder(out: str, holds: str, overwrite: bool = False) -> Iterator[Pat
         raise _unwritable(out, error) from None
     try:
         yield temporary
-        _put_in_place(temporary, target, out)
+        put_in_place(temporary, target, out)
     except UserError:
         raise
     except Exception as error:
@@ -50,7 +50,7 @@ def staged_folder(out: str, holds: str, overwrite: bool = False) -> Iterator[Pat
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_target(target: Path, out: str, holds: str, overwrite: bool) -> None:
+def check_target(target: Path, out: str, holds: str, overwrite: bool) -> None:
     if not out:
         raise UserError("out is empty: name the folder to write")
     if target.is_symlink() and not target.exists():
@@ -64,22 +64,45 @@ def _check_target(target: Path, out: str, holds: str, overwrite: bool) -> None:
         raise UserError(f"out={out} has no {holds} in it, so it is not replaced: choose another folder")
 
 
-def _put_in_place(temporary: Path, target: Path, out: str) -> None:
+def put_in_place(temporary: Path, target: Path, out: str) -> None:
+    """Makes a complete folder `target`, in the place of one that may be there; copied first if it lies elsewhere.
+
+    Raises:
+        UserError: `target` can't be written.
+    """
     target = target.resolve()
-    replaced = temporary.with_name(f"{temporary.name}.old")
+    copy: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            target.rename(replaced)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
+        if os.stat(temporary).st_dev != os.stat(target.parent).st_dev:
+            copy = target.with_name(f".{target.name}.tmp")
+            for left in (copy, _replaced(copy)):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            shutil.copytree(temporary, copy)
+        _exchange(copy or temporary, target)
     except OSError as error:
         raise _unwritable(out, error) from None
+    finally:
+        if copy is not None:
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+def _exchange(new: Path, target: Path) -> None:
+    replaced = _replaced(new)
+    if target.exists():
+        target.rename(replaced)
+    try:
+        new.rename(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced(new: Path) -> Path:
+    """Where the folder that `new` replaces lies meanwhile."""
+    return new.with_name(f"{new.name}.old")
 
 
 def _unwritable(out: str, error: OSError) -> UserError:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from bertchen.config import Config
 from bertchen.config.schema_tokenizer import TokenizerConfig
 from bertchen.errors import UserError
-from bertchen.text.readers import read_documents, resolve_paths, total_bytes
+from bertchen.text.files import resolve_paths, total_bytes
+from bertchen.text.readers import read_documents
 from bertchen.text.staging import staged_folder
 from bertchen.tokenizer.bpe import train_tokenizer
 from bertchen.tokenizer.figures import Figures, as_table, count_words, measure

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from bertchen.errors import UserError
-from bertchen.text.readers import read_documents, resolve_paths
+from bertchen.text.files import resolve_paths
+from bertchen.text.readers import read_documents
 from bertchen.text.sample import generate_documents, write_sample
 
 ROOT = Path(__file__).resolve().parents[2]
