@@ -18,10 +18,15 @@ USAGE = (
 def main() -> None:
     with user_errors():
         config = load_config(ConvertConfig, sys.argv[1:], USAGE)
-        from bertchen.data.convert import convert, show_manifest  # takes seconds to import
+        # Here, so that a wrong key is told at once.
+        from bertchen.data.convert import convert, show_manifest
+        from bertchen.data.light_streaming import import_streaming_lightly
 
-        print(show_manifest(convert(config)))
-        print(f"\nwritten to {config.value.out}")
+        import_streaming_lightly()  # this process is the conversion's alone
+        manifest = convert(config)
+        if manifest is not None:
+            print(show_manifest(manifest))
+            print(f"\nwritten to {config.value.out}")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
+from time import sleep, time_ns
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from composer.utils import dist
 from streaming import StreamingDataset
+from streaming.base.constant import TICK
+from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.storage import CloudDownloader
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -19,9 +25,14 @@ from torch.utils.data import DataLoader
 from bertchen.data.cutting import cut_rows
 from bertchen.data.manifest import MANIFEST
 from bertchen.data.masking import IGNORE_INDEX, max_masked_per_row
+from bertchen.data.open_shards import OpenShards, block_type
+from bertchen.data.shards import COLUMN
 from bertchen.errors import UserError
 
+log = logging.getLogger(__name__)
+
 PADDING_INDEX = -1
+STRETCH = 1 << 13  # samples that are looked at at once
 
 
 def fetch_manifest(remote: str, local: str, timeout: float) -> None:
@@ -48,19 +59,125 @@ def fetch_manifest(remote: str, local: str, timeout: float) -> None:
 
 
 class BlockDataset(StreamingDataset):
-    """A StreamingDataset whose samples also carry their number, which masking needs to be repeatable."""
+    """A StreamingDataset of token blocks that gives their numbers; `read` gives the tokens of many at once.
 
-    def __getitem__(self, at: int) -> dict[str, Any]:
-        sample = super().__getitem__(at)
-        return {"input_ids": sample["input_ids"], "row_id": int(at)}
+    Order, epochs, resumption, shares of processes and workers, fetching and eviction are StreamingDataset's. What it
+    does for each sample (opening the shard, looking with a lock whether it is there) is done here for many at once.
+    Samples that aren't arrays of one length are read by StreamingDataset.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        block = block_type(self.shards, COLUMN)
+        if block is None:
+            log.warning("%s: samples aren't arrays of one length, so reading is slower", self.streams[0].local)
+        self._files = None if block is None else OpenShards(block)
+        self._failure: BaseException | None = None
+
+    def __getitem__(self, at: int) -> int:
+        """The number itself: blocks are read when a batch is put together."""
+        return int(at)
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers of the blocks of this process and worker in the order of the epoch.
+
+        Raises:
+            RuntimeError: a shard can't be fetched. StreamingDataset would end the epoch there.
+        """
+        yield from super().__iter__()
+        if self._failure is not None:
+            raise RuntimeError(f"a shard can't be fetched: {self._failure}") from self._failure
+
+    def on_exception(self, future: Future[None]) -> None:
+        """Called by StreamingDataset when one of its threads has ended."""
+        self._failure = self._failure or future.exception()
+        super().on_exception(future)
+
+    def read(self, numbers: Sequence[int]) -> npt.NDArray:
+        """The blocks of these numbers (at least one), as they are stored: (blocks, block_size).
+
+        Raises:
+            UserError: a shard is damaged.
+            RuntimeError: a shard can't be fetched.
+        """
+        if self._files is None:
+            return np.stack([self.get_item(number)[COLUMN] for number in numbers])
+        if self.cache_limit:
+            self._files.close_removed()
+        block = self._files.block
+        blocks = np.empty((len(numbers), block.length), dtype=block.dtype)
+        buffer = memoryview(blocks).cast("B")
+        numbers = np.asarray(numbers, dtype=np.int64)
+        shards = self._shards_of(numbers)
+        rows = numbers - self.spanner.shard_bounds[shards]
+        order = shards.argsort(kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            shard = int(shards[places[0]])
+            into = [buffer[place * block.bytes : (place + 1) * block.bytes] for place in places.tolist()]
+            try:
+                self._files.read(self.shards[shard], rows[places].tolist(), into)
+                self._shard_access_times[shard] = time_ns()
+            except FileNotFoundError:  # to be fetched first, or decompressed
+                for place in places.tolist():
+                    blocks[place] = self.get_item(int(numbers[place]))[COLUMN]
+        return blocks
+
+    def _shards_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return self.spanner.shard_bounds.searchsorted(numbers, side="right") - 1
+
+    def _prepare_thread(self, it: _Iterator) -> None:
+        """StreamingDataset's thread that has shards fetched and decompressed ahead of reading."""
+        prepared: set[int] = set()
+        while it.prepare_index < it.total and not self._has_ended(it):
+            stop = min(it.total, it.yield_index + self.predownload + 1)
+            ids = it.sample_ids[it.prepare_index : stop]
+            shards, first = np.unique(self._shards_of(ids[ids >= 0]), return_index=True)
+            for shard in shards[first.argsort()].tolist():
+                if self._has_ended(it):
+                    break
+                if shard not in prepared or self._shard_states[shard] != _ShardState.LOCAL:
+                    self.prepare_shard(shard, blocking=False)
+                    prepared.add(shard)
+            self._shard_access_times[shards] = time_ns()
+            it.prepare_index = stop
+            if not len(ids):
+                sleep(TICK)
+        it.on_exit()
+
+    def _ready_thread(self, it: _Iterator) -> None:
+        """StreamingDataset's thread that finds how far the shards that are there reach."""
+        while it.ready_index < it.total and not self._has_ended(it):
+            may_fetch = it.yield_index + self.predownload + 1
+            # A shard that is there stays there, but for a limit of the cache.
+            stop = min(it.total, it.ready_index + STRETCH, may_fetch if self.cache_limit else it.total)
+            ids = it.sample_ids[it.ready_index : stop]
+            shards = self._shards_of(ids)
+            states = self._shard_states.numpy()[shards]
+            missing = np.flatnonzero((ids >= 0) & (states != _ShardState.LOCAL))
+            ready = int(missing[0]) if len(missing) else len(ids)
+            if ready:
+                it.ready_index += ready
+            elif len(missing) and states[0] == _ShardState.REMOTE and it.ready_index < may_fetch:
+                self.prepare_shard(int(shards[0]), blocking=False)
+            else:
+                sleep(TICK)
+        it.on_exit()
+
+    def _has_ended(self, it: _Iterator) -> bool:
+        """Whether another epoch was begun, or the other thread has failed."""
+        return it.should_exit() or self._event.is_set()
 
 
-def collate_blocks(samples: Sequence[dict[str, Any]], seq_len: int) -> dict[str, Tensor]:
-    """Blocks to `input_ids` (rows, seq_len) and `row_ids` (rows,), both int64."""
-    blocks = np.stack([sample["input_ids"] for sample in samples]).astype(np.int64)
-    row_ids = torch.tensor([sample["row_id"] for sample in samples], dtype=torch.int64)
-    input_ids, row_ids = cut_rows(torch.from_numpy(blocks), row_ids, seq_len)
+def to_batch(blocks: npt.NDArray, numbers: Sequence[int], seq_len: int) -> dict[str, Tensor]:
+    """Blocks and their numbers to `input_ids` (rows, seq_len) and `row_ids` (rows,), both int64."""
+    row_ids = torch.tensor(numbers, dtype=torch.int64)
+    input_ids, row_ids = cut_rows(torch.from_numpy(blocks.astype(np.int64)), row_ids, seq_len)
     return {"input_ids": input_ids, "row_ids": row_ids}
+
+
+def read_batch(numbers: Sequence[int], dataset: BlockDataset, seq_len: int) -> dict[str, Tensor]:
+    """A batch of the blocks of these numbers, cut to `seq_len`."""
+    return to_batch(dataset.read(numbers), numbers, seq_len)
 
 
 def train_loader(
@@ -73,7 +190,7 @@ def train_loader(
     return DataLoader(
         dataset,
         batch_size=blocks_per_device,
-        collate_fn=partial(collate_blocks, seq_len=seq_len),
+        collate_fn=partial(read_batch, dataset=dataset, seq_len=seq_len),
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
@@ -146,12 +263,10 @@ class EvaluationBatches:
             }
 
     def _masked(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        batch = collate_blocks([self._sample(at) for at in indices], self.seq_len)
+        blocks = np.zeros((len(indices), self.block_size), dtype=np.int64)
+        if real := [at for at in indices if at != PADDING_INDEX]:
+            blocks[: len(real)] = self.dataset.read(real)
+        batch = to_batch(blocks, indices, self.seq_len)
         input_ids, labels = self.masking(batch["input_ids"], batch["row_ids"], step=0)
         labels[batch["row_ids"] < 0] = IGNORE_INDEX
         return input_ids.int(), labels.int()
-
-    def _sample(self, at: int) -> dict[str, Any]:
-        if at == PADDING_INDEX:
-            return {"input_ids": np.zeros(self.block_size, dtype=np.int64), "row_id": PADDING_INDEX}
-        return self.dataset[at]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -12,20 +14,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
 
 import bertchen
-from bertchen.data.pack import Split
-from bertchen.data.tokens import TokenFile
+from bertchen.data.pack import Arrangement
+from bertchen.data.shards import Figures
+from bertchen.data.tokens import NOT_SAMPLED
+from bertchen.data.work import Counts, Plan, plan_fingerprint
 from bertchen.errors import UserError
-from bertchen.tokenizer import separator_id, tokenizer_fingerprint
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
+# So many files are listed with their documents; of more only the sum is given.
+MAX_LISTED_FILES = 1000
 
 _REQUIRED = ("block_size", "token_dtype", "tokenizer", "splits")
 _LIBRARIES = ("mosaicml-streaming", "tokenizers", "transformers", "numpy")
-_PERCENTILES = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -53,59 +56,47 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def build_manifest(
-    config: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: TokenFile,
-    splits: dict[str, Split],
-    train_counts: npt.NDArray[np.int64],
-    seconds: float,
+    plan: Plan, arrangement: Arrangement, figures: dict[str, Figures], counts: Sequence[Counts], seconds: float
 ) -> dict[str, Any]:
     """The manifest as plain containers.
 
     Args:
-        config: the resolved configuration of the conversion.
-        train_counts: (ids,) how often each token occurs in the training blocks.
-        seconds: how long the conversion took.
+        figures: of the written splits, by name.
+        counts: what was read of each source.
+        seconds: how long the conversion took, over all of its runs.
     """
-    block_size = config["block_size"]
-    in_file = int(tokens.lengths.sum())
-    written = sum(len(split.order) for split in splits.values()) * block_size
-    remainder = splits["train"].stream.tokens % block_size
-    text_tokens = tokens.lengths - 1  # without the separator
-    percentiles = np.percentile(text_tokens, list(_PERCENTILES.values()))
+    arranged = arrangement.figures
+    names = [source.name for source in plan.sources]
+    whole = Counts()
+    for each in counts:
+        whole.add(each)
     return {
         "version": VERSION,
-        "block_size": block_size,
-        "token_dtype": tokens.dtype.name,
-        "tokenizer": {
-            "name": config["tokenizer"],
-            "fingerprint": tokenizer_fingerprint(tokenizer),
-            "vocab_size": len(tokenizer),
-            "separator_id": separator_id(tokenizer),
-            "special_ids": _special_ids(tokenizer),
-        },
-        "splits": {
+        "plan": plan_fingerprint(plan),
+        "block_size": plan.config["block_size"],
+        "token_dtype": plan.recipe.dtype.name,
+        "tokenizer": plan.tokenizer,
+        "splits": {name: _split(name, arranged, split) for name, split in figures.items()},
+        **_described(whole, arranged),
+        "sources": {
             name: {
-                "blocks": len(split.order),
-                "tokens": len(split.order) * block_size,
-                "documents": split.documents(block_size),
+                "files": len(source.files),
+                "revision": source.revision,
+                "splits": {
+                    split: {
+                        **arranged["sources"][name]["splits"][split],
+                        "blocks": _at(written.source_blocks, index),
+                    }
+                    for split, written in figures.items()
+                },
+                **_described(counts[index], arranged["sources"][name]),
             }
-            for name, split in splits.items()
+            for index, (name, source) in enumerate(zip(names, plan.sources, strict=True))
         },
-        "documents": tokens.documents,
-        "empty_documents": tokens.empty_documents,
-        "documents_by_file": tokens.by_file,
-        "characters": tokens.characters,
-        "tokens": {"in_documents": int(text_tokens.sum()), "separators": len(tokens.lengths)},
-        "dropped_tokens": {"remainder": remainder, "validation_documents": in_file - written - remainder},
-        "tokens_per_document": {
-            "mean": round(float(text_tokens.mean()), 2),
-            **{name: float(value) for name, value in zip(_PERCENTILES, percentiles, strict=True)},
-        },
-        "characters_per_token": tokens.characters / int(text_tokens.sum()),
-        "unigram_entropy_nats": entropy(train_counts),
-        "seed": config["seed"],
-        "config": config,
+        "documents_by_file": dict(whole.by_file) if len(whole.by_file) <= MAX_LISTED_FILES else None,
+        "unigram_entropy_nats": entropy(_sum([split.token_counts for name, split in figures.items() if name != "val"])),
+        "seed": plan.config["seed"],
+        "config": plan.config,
         "versions": {
             "bertchen": bertchen.__version__,
             "python": platform.python_version(),
@@ -116,11 +107,48 @@ def build_manifest(
     }
 
 
+def _described(counts: Counts, arranged: dict[str, Any]) -> dict[str, Any]:
+    """What became of the documents of one source, or of all."""
+    dropped = Counter(counts.dropped)
+    dropped.update({reason: lost["documents"] for reason, lost in arranged["dropped"].items() if lost["documents"]})
+    # How many tokens documents had that were left out before they were tokenized isn't known.
+    tokens = {reason: lost["tokens"] for reason, lost in arranged["dropped"].items() if reason != NOT_SAMPLED}
+    return {
+        "documents": {"read": counts.read, "kept": arranged["kept"]["documents"]},
+        "characters": counts.characters,
+        "tokens": arranged["kept"]["tokens"],
+        "bad_rows": dict(sorted(counts.bad.items())),
+        "dropped_documents": dict(sorted(dropped.items())),
+        "dropped_tokens": dict(sorted(tokens.items())),
+        "tokens_per_document": arranged["tokens_per_document"],
+        "documents_by_length": arranged["documents_by_length"],
+    }
+
+
+def _split(name: str, arranged: dict[str, Any], figures: Figures) -> dict[str, int]:
+    return {"blocks": figures.blocks, **arranged["splits"][name]}
+
+
+def _at(counts: npt.NDArray[np.int64], index: int) -> int:
+    """A count of an array whose zeros at the end may be missing."""
+    return int(counts[index]) if index < len(counts) else 0
+
+
+def _sum(arrays: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Their sum, as if all had the length of the longest."""
+    total = np.zeros(max(map(len, arrays)), dtype=np.int64)
+    for array in arrays:
+        total[: len(array)] += array
+    return total
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes it as indented JSON."""
+    """Writes it as indented JSON, onto the disk."""
     with open(folder / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(manifest, file, ensure_ascii=False, indent=2)
         file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def entropy(counts: npt.NDArray[np.int64]) -> float:
@@ -130,8 +158,3 @@ def entropy(counts: npt.NDArray[np.int64]) -> float:
     """
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    ids = {role: getattr(tokenizer, f"{role}_token_id") for role in ("pad", "unk", "bos", "eos", "cls", "sep", "mask")}
-    return {role: int(token_id) for role, token_id in ids.items() if token_id is not None}

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +22,15 @@ IGNORE_INDEX = -100
 
 # Which question the hash answers for a position.
 _CHOICE, _ACTION, _REPLACEMENT, _ROUNDING = range(4)
+# Where a score has a bit that puts special tokens after all others: above its 24 random bits and any position's.
+_LAST = 62
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK_64 = (1 << 64) - 1
+
+# On a CPU, rows of so many tokens are masked at a time: few enough for its cache, and for PyTorch to leave them to one
+# thread (it divides 32,768 and more). Threads would have to wait for each other after each of many small operations,
+# which takes long where loader workers or other processes want the cores.
+PIECE = 32_000
 
 
 @dataclass(frozen=True)
@@ -90,26 +98,52 @@ def mask_tokens(
     """
     if not 0 <= rate <= 1 or mask_share < 0 or random_share < 0 or mask_share + random_share > 1:
         raise ValueError(f"shares must lie in 0 to 1: {rate=}, {mask_share=}, {random_share=}")
-    eligible = ~vocabulary.special[input_ids]
-    keys = _row_keys(row_ids, seed, step)
+
+    def piece(input_ids: Tensor, row_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return _mask_rows(input_ids, _row_keys(row_ids, seed, step), vocabulary, rate, mask_share, random_share)
+
+    if input_ids.device.type != "cpu":
+        return piece(input_ids, row_ids)
+    after, labels = torch.empty_like(input_ids), torch.empty_like(input_ids)
+    rows = max(1, PIECE // max(1, input_ids.shape[1]))
+    for start in range(0, len(input_ids), rows):
+        some = slice(start, start + rows)
+        after[some], labels[some] = piece(input_ids[some], row_ids[some])
+    return after, labels
+
+
+def _mask_rows(
+    input_ids: Tensor, keys: Tensor, vocabulary: MaskingVocabulary, rate: float, mask_share: float, random_share: float
+) -> tuple[Tensor, Tensor]:
+    """`mask_tokens` with the random bits of each row in the place of its number."""
     seq_len = input_ids.shape[1]
+    keys = keys[:, None]
+    special = vocabulary.special.index_select(0, input_ids.flatten()).view_as(input_ids)
 
-    wanted = eligible.sum(dim=1).double() * rate
+    position = torch.arange(seq_len, device=input_ids.device)
+    wanted = (seq_len - special.sum(dim=1)).double() * rate
     number = wanted.floor()
-    number = number + (_uniform(_hash(keys, 1, _ROUNDING)).flatten() < wanted - number)
-    score = _uniform(_hash(keys, seq_len, _CHOICE)).masked_fill(~eligible, 2.0)
-    order = score.argsort(dim=1, stable=True)
-    position = torch.arange(seq_len, device=input_ids.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, position)
-    chosen = rank < number[:, None]
+    number = number + (_uniform(_hash(keys, position[:1], _ROUNDING)).flatten() < wanted - number)
 
-    action = _uniform(_hash(keys, seq_len, _ACTION))
-    replacement = vocabulary.replacements[
-        _shift_right(_hash(keys, seq_len, _REPLACEMENT), 1) % len(vocabulary.replacements)
-    ]
-    masked = torch.where(chosen & (action < mask_share), vocabulary.mask_token_id, input_ids)
-    replaced = chosen & (action >= mask_share) & (action < mask_share + random_share)
-    return torch.where(replaced, replacement, masked), torch.where(chosen, input_ids, IGNORE_INDEX)
+    # The tokens with the smallest scores are chosen. A score's lower bits are its position, which so comes with it.
+    bits = max(1, (seq_len - 1).bit_length())
+    score = _shift_right(_hash(keys, position, _CHOICE), 40).bitwise_left_shift_(bits).bitwise_or_(position)
+    score.bitwise_or_(special.long().bitwise_left_shift_(_LAST))
+    smallest = _sort_rows(score)[:, : max_masked_per_row(rate, seq_len)]
+    position = smallest & ((1 << bits) - 1)
+    chosen = torch.arange(position.shape[1], device=input_ids.device) < number[:, None]
+
+    token = input_ids.gather(1, position)
+    action = _uniform(_hash(keys, position, _ACTION))
+    replacement = _shift_right(_hash(keys, position, _REPLACEMENT), 1) % len(vocabulary.replacements)
+    replacement = vocabulary.replacements.index_select(0, replacement.flatten()).view_as(position)
+    after = torch.where(action < mask_share + random_share, replacement.to(token.dtype), token)
+    after = torch.where(action < mask_share, vocabulary.mask_token_id, after)
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
+    return (
+        input_ids.scatter(1, position, torch.where(chosen, after, token)),
+        labels.scatter_(1, position, torch.where(chosen, token, IGNORE_INDEX)),
+    )
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -122,10 +156,14 @@ def _row_keys(row_ids: Tensor, seed: int, step: int) -> Tensor:
     return _mix(row_ids.long() * _signed(_GOLDEN) + _signed(key))
 
 
-def _hash(keys: Tensor, length: int, question: int) -> Tensor:
-    """(rows,) to (rows, length): 64 random bits a position."""
-    position = torch.arange(length, device=keys.device) * 4 + question + 1
-    return _mix(keys[:, None] + position * _signed(_GOLDEN))
+def _hash(keys: Tensor, position: Tensor, question: int) -> Tensor:
+    """64 random bits for each position: keys (rows, 1), position (length,) or (rows, length), to (rows, length)."""
+    return _mix(keys + (position * 4 + (question + 1)) * _signed(_GOLDEN))
+
+
+def _sort_rows(x: Tensor) -> Tensor:
+    """(rows, length) with each row ascending. On a CPU by NumPy, which takes a third of PyTorch's time."""
+    return torch.from_numpy(np.sort(x.numpy(), axis=1)) if x.device.type == "cpu" else x.sort(dim=1).values
 
 
 def _uniform(bits: Tensor) -> Tensor:
@@ -134,9 +172,9 @@ def _uniform(bits: Tensor) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift_right(x, 31)
+    x = _shift_right(x, 30).bitwise_xor_(x).mul_(_signed(0xBF58476D1CE4E5B9))
+    x = _shift_right(x, 27).bitwise_xor_(x).mul_(_signed(0x94D049BB133111EB))
+    return _shift_right(x, 31).bitwise_xor_(x)
 
 
 def _mix_int(x: int) -> int:
@@ -149,7 +187,7 @@ def _mix_int(x: int) -> int:
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """A logical shift: PyTorch's int64 is signed and shifts in the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _signed(x: int) -> int:

@@ -1,63 +1,56 @@
-"""Which blocks there are, which of them are validation, and in which order they are written.
+"""Documents → streams → blocks → splits: which blocks there are, and in which order they are written.
 
-Nothing here holds tokens: a split is a list of spans of the token file, joined into one stream that is cut
-into blocks, and an order of these blocks. So shuffled blocks are read where they lie, without a second copy.
+Nothing here holds tokens. A stream is a list of spans of all tokens, joined and cut into blocks of `block_size`; a
+split is a range of places in an order of a stream's blocks. So blocks are read where they lie, without a second copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bertchen.config.schema_convert import ConvertConfig
+from bertchen.data.choose import choose_documents, choose_validation
+from bertchen.data.order import LIMIT, permuted, places_of
+from bertchen.data.segments import Integers, Segments
+from bertchen.data.streams import (
+    Order,
+    Piece,
+    RunWriter,
+    Takes,
+    all_documents,
+    longest_first,
+    reading_or_mixed_order,
+    windows_of,
+)
+from bertchen.data.table import DocumentTable, Fate
+from bertchen.data.tally import Destinations, Tally
 from bertchen.errors import UserError
 
-Integers = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    from bertchen.text.sources import Source
 
-# See split_by_document.
-MIN_VAL_DOCUMENTS = 20
-MAX_VAL_SHARE = 0.1
+FILE = "arrangement.json"
 
-_READ_TOKENS = 1 << 20
+# Of a stream's order of blocks; a stream of documents of one length has that length.
+_TRAIN, _VAL = 0, 1
 
-
-@dataclass(frozen=True)
-class Stream:
-    """Spans of the token file, joined.
-
-    Attributes:
-        starts, lengths: (spans,) where each span begins in the token file, and its tokens; no span is empty.
-        documents: (spans,) the document that each span comes from.
-    """
-
-    starts: Integers
-    lengths: Integers
-    documents: Integers
-
-    @property
-    def tokens(self) -> int:
-        return int(self.lengths.sum())
-
-    @cached_property
-    def _joined(self) -> tuple[Integers, Integers]:
-        """(offset, end) of the runs of spans that lie side by side in the file too.
-
-        A run's tokens stand at stream position p < end and at p + offset in the file.
-        """
-        ends = np.cumsum(self.lengths)
-        gap = np.flatnonzero(self.starts[1:] != self.starts[:-1] + self.lengths[:-1])
-        first, last = np.append(0, gap + 1), np.append(gap, len(ends) - 1)
-        return self.starts[first] - (ends[first] - self.lengths[first]), ends[last]
-
-    def read(self, tokens: npt.NDArray, blocks: Integers, block_size: int) -> npt.NDArray:
-        """Blocks by their number in the stream, as (blocks, block_size) of the token file's type."""
-        offsets, ends = self._joined
-        positions = blocks[:, None] * block_size + np.arange(block_size)
-        return tokens[positions + offsets[np.searchsorted(ends, positions, side="right")]]
+_DROPPED = {
+    Fate.NOT_SAMPLED: "not sampled",
+    Fate.EXACT_DUPLICATE: "exact duplicate",
+    Fate.NEAR_DUPLICATE: "near duplicate",
+    Fate.COPY_OF_VALIDATION: "copy of a validation document",
+}
+_REST = "rest of a validation document"
+_UNUSED = "not needed for validation"
 
 
 @dataclass(frozen=True)
@@ -65,124 +58,322 @@ class Split:
     """The blocks of one split.
 
     Attributes:
-        stream: what is cut into blocks; tokens behind the last whole block are dropped.
-        order: (blocks,) numbers of the stream's blocks in the order in which they are written.
+        name: of its folder.
+        stream: `<stream>.npy` in the arrangement's folder holds the stream's runs: (runs, 2) int64, the number of the
+            run's first token among all tokens, and where the run ends in the stream.
+        stream_tokens, stream_blocks: of the stream; tokens behind the last block are dropped.
+        shuffled: whether the stream's blocks are in a random order, that of `permuted` with `shuffle_stream`.
+        shuffle_stream: see there.
+        first, blocks: the split has the places first to first + blocks of the order.
+        held_out: of an order that isn't shuffled: so many blocks, the last ones of the shuffled order, aren't in it.
     """
 
-    stream: Stream
-    order: Integers
+    name: str
+    stream: str
+    stream_tokens: int
+    stream_blocks: int
+    shuffled: bool
+    shuffle_stream: int
+    first: int
+    blocks: int
+    held_out: int = 0
 
-    def batches(self, tokens: npt.NDArray, block_size: int) -> Iterator[npt.NDArray]:
-        """The blocks in their order, as arrays (at most some, block_size)."""
-        step = max(1, _READ_TOKENS // block_size)
-        for start in range(0, len(self.order), step):
-            yield self.stream.read(tokens, self.order[start : start + step], block_size)
+    def block_numbers(self, start: int, stop: int, seed: int) -> Integers:
+        """The numbers in the stream of the split's blocks start to stop."""
+        places = np.arange(self.first + start, self.first + stop)
+        if self.shuffled:
+            return permuted(places, self.stream_blocks, seed, self.shuffle_stream)
+        if self.held_out:
+            held = self._held_numbers(seed)
+            return places + np.searchsorted(held - np.arange(len(held)), places, side="right")
+        return places
 
-    def documents(self, block_size: int) -> int:
-        """Number of documents that have at least one token in the blocks."""
-        ends = np.cumsum(self.stream.lengths)
-        first, last = (ends - self.stream.lengths) // block_size, (ends - 1) // block_size
-        used = np.zeros(last[-1] + 2, dtype=np.int64)
-        used[self.order + 1] = 1
-        used_before = np.cumsum(used)
-        return len(np.unique(self.stream.documents[used_before[last + 1] > used_before[first]]))
+    def places(self, numbers: Integers, seed: int) -> Integers:
+        """The places of blocks in the order of which the split is a range; -1 for those that aren't in it."""
+        if self.shuffled:
+            return places_of(numbers, self.stream_blocks, seed, self.shuffle_stream)
+        if self.held_out:
+            held = self._held_numbers(seed)
+            below = np.searchsorted(held, numbers, side="right")
+            return np.where(held[below - 1] == numbers, -1, numbers - below)
+        return numbers
+
+    def _held_numbers(self, seed: int) -> Integers:
+        """Numbers of the blocks that aren't in the order, ascending."""
+        places = np.arange(self.stream_blocks - self.held_out, self.stream_blocks)
+        return np.sort(permuted(places, self.stream_blocks, seed, self.shuffle_stream))
 
 
-def pack_naive(lengths: Integers, keys: npt.NDArray[np.uint64], settings: ConvertConfig) -> dict[str, Split]:
-    """The strategy `naive`: documents joined in their order and cut, blocks shuffled with the seed.
+@dataclass(frozen=True)
+class Arrangement:
+    """What is written: the splits by name, and figures about them (`Tally.figures`, and the splits' blocks)."""
+
+    splits: dict[str, Split]
+    figures: dict[str, Any]
+
+
+def arrange(
+    segments: Segments, sources: Sequence[Source], settings: ConvertConfig, folder: Path, limit: int = LIMIT
+) -> Arrangement:
+    """Decides which documents make which blocks, and writes that into `folder`, `arrangement.json` last.
+
+    Works in files in the folder, about 25 bytes a document, and 8 for each MinHash band.
 
     Args:
-        lengths: (documents,) tokens of each document, its separator included.
-        keys: (documents,) seeded hashes of the texts.
+        limit: documents that are held in memory at a time.
+
+    Raises:
+        UserError: a source has less than was asked for, nothing is left, there are too few blocks or documents.
+    """
+    check_packing(settings)
+    _check_any(segments)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "table").mkdir(parents=True)
+    table = DocumentTable.build(segments, len(sources), folder / "table", limit)
+    choose_documents(table, sources, settings)
+    streams = STRATEGIES[settings.strategy](table, settings)
+    tally = Tally(len(sources))
+    for stream in streams:
+        _write_stream(stream, table, settings, folder, tally)
+    documents, tokens = table.totals()
+    for fate, reason in _DROPPED.items():
+        tally.drop(reason, documents[:, fate], tokens[:, fate])
+    figures = tally.figures([source.name for source in sources])
+    splits = {split.name: split for stream in streams for split in stream.splits}
+    for split in splits.values():
+        figures["splits"][split.name]["blocks"] = split.blocks
+    shutil.rmtree(folder / "table")
+    arrangement = Arrangement(splits, figures)
+    _write(folder / FILE, arrangement)
+    return arrangement
+
+
+def load_arrangement(folder: Path) -> Arrangement | None:
+    """What `arrange` wrote into a folder; None if it didn't come to its end."""
+    try:
+        raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return Arrangement({name: Split(**split) for name, split in raw["splits"].items()}, raw["figures"])
+
+
+def check_packing(settings: ConvertConfig) -> None:
+    """Checks the keys that `arrange` alone needs.
+
+    Raises:
+        UserError: shares of `stages` that don't sum to 1, a length that doesn't divide the block, `stages` where they
+            have no meaning.
+    """
+    lengths = {
+        "stages": list(settings.stages),
+        "lengths": settings.lengths if settings.strategy == "not_packed" else [],
+    }
+    for key, values in lengths.items():
+        for length in values:
+            if length < 1 or settings.block_size % length:
+                raise UserError(f"{key}: {length} doesn't divide a block of block_size={settings.block_size} tokens")
+    if not settings.stages:
+        return
+    if settings.strategy == "not_packed":
+        raise UserError("stages: strategy=not_packed makes a folder for each of `lengths` already: leave stages out")
+    shares = list(settings.stages.values())
+    if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise UserError(f"stages: the shares {shares} sum to {sum(shares):g}: they should be positive and sum to 1")
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What becomes one stream: `pieces()` gives its documents, `splits` its blocks."""
+
+    name: str
+    pieces: Callable[[], Iterator[Piece]]
+    splits: list[Split]
+
+
+def pack_naive(table: DocumentTable, settings: ConvertConfig) -> list[_Stream]:
+    """The strategy `naive`: documents joined in their order and cut, blocks shuffled with the seed."""
+    return _pack(table, settings, reading_or_mixed_order(settings), shuffled=True)
+
+
+def pack_sorted(table: DocumentTable, settings: ConvertConfig) -> list[_Stream]:
+    """The strategy `sorted`: documents joined from the longest to the shortest and cut, blocks left in their order."""
+    return _pack(table, settings, longest_first, shuffled=False)
+
+
+def pack_not_packed(table: DocumentTable, settings: ConvertConfig) -> list[_Stream]:
+    """The strategy `not_packed`: documents of exactly the wanted lengths, which so begin and end with their part.
+
+    Those of one length are joined to blocks. The others make the validation set, as many blocks as are needed.
+
+    Raises:
+        UserError: too few documents of a length, or others.
+    """
+    order = reading_or_mixed_order(settings)
+    streams = []
+    for length in sorted(settings.lengths):
+        stream = _one_split(table, settings, f"train_{length}", order, lambda each, n=length: each == n, length)
+        if not stream.splits[0].blocks:
+            there, needed = stream.splits[0].stream_tokens // length, settings.block_size // length
+            raise UserError(
+                f"lengths: {there} documents have exactly {length} tokens, separator included, and a block of "
+                f"block_size={settings.block_size} takes {needed}: leave {length} out or add text"
+            )
+        streams.append(stream)
+    stream = _one_split(
+        table, settings, "val", order, lambda each: ~np.isin(each, settings.lengths), _VAL, settings.val_blocks
+    )
+    if stream.splits[0].stream_blocks < settings.val_blocks:
+        raise UserError(
+            f"val_blocks={settings.val_blocks}: the documents of other lengths than {sorted(settings.lengths)} are "
+            f"only {stream.splits[0].stream_blocks} blocks of {settings.block_size}: lower val_blocks or add text"
+        )
+    return [*streams, stream]
+
+
+def _one_split(
+    table: DocumentTable,
+    settings: ConvertConfig,
+    name: str,
+    order: Order,
+    takes: Takes,
+    shuffle_stream: int,
+    blocks: int | None = None,
+) -> _Stream:
+    """A stream that is one split: all of its blocks, shuffled, or the first of these."""
+    tokens = sum(int(lengths[takes(lengths)].sum(dtype=np.int64)) for _, (lengths,) in table.kept("length"))
+    in_stream = tokens // settings.block_size
+    split = Split(name, name, tokens, in_stream, True, shuffle_stream, 0, in_stream if blocks is None else blocks)
+    return _Stream(name, lambda: order(table, takes), [split])
+
+
+def _pack(table: DocumentTable, settings: ConvertConfig, order: Order, shuffled: bool) -> list[_Stream]:
+    """All kept documents in one order, but for those that are validation.
 
     Raises:
         UserError: there are too few blocks, or, when whole documents are split, too few documents.
     """
-    total, needed = int(lengths.sum()), settings.val_blocks * settings.block_size
-    if total < needed + settings.block_size:
-        blocks = total // settings.block_size
+    size = settings.block_size
+    total, needed = _kept_tokens(table), settings.val_blocks * size
+    if total < needed + size:
+        blocks = total // size
         raise UserError(
             f"val_blocks={settings.val_blocks}: the corpus has {total:,} tokens, {blocks} blocks of "
-            f"{settings.block_size}, and one must be left for training: "
+            f"{size}, and one must be left for training: "
             + ("lower val_blocks or add text" if blocks > 1 else "add text")
         )
-    return SPLITTERS[settings.split_by](lengths, keys, settings)
+    return SPLITTERS[settings.split_by](table, settings, order, shuffled)
 
 
-def split_by_block(lengths: Integers, keys: npt.NDArray[np.uint64], settings: ConvertConfig) -> dict[str, Split]:
+def split_by_document(table: DocumentTable, settings: ConvertConfig, order: Order, shuffled: bool) -> list[_Stream]:
+    """Whole documents are validation, the others are training: see `choose_validation`."""
+    drawn = choose_validation(table, settings)
+    tokens = _kept_tokens(table)
+    blocks = tokens // settings.block_size
+    train = Split("train", "train", tokens, blocks, shuffled, _TRAIN, 0, blocks)
+    val = Split(
+        "val", "val", settings.val_blocks * settings.block_size, settings.val_blocks, True, _VAL, 0, settings.val_blocks
+    )
+    return [
+        _Stream("train", lambda: order(table, all_documents), _stages(train, settings)),
+        _Stream("val", lambda: iter([windows_of(table, drawn, val.stream_tokens)]), [val]),
+    ]
+
+
+def split_by_block(table: DocumentTable, settings: ConvertConfig, order: Order, shuffled: bool) -> list[_Stream]:
     """All documents make one stream; the last `val_blocks` of its shuffled blocks are validation.
 
     As the paper has it. A document that runs over several blocks can then be on both sides.
     """
-    stream = _whole_documents(lengths, np.arange(len(lengths)))
-    order = _shuffled(stream.tokens // settings.block_size, settings.seed, 0)
-    train, val = order[: -settings.val_blocks], order[-settings.val_blocks :]
-    return {"train": Split(stream, train), "val": Split(stream, val)}
+    tokens = _kept_tokens(table)
+    blocks, held = tokens // settings.block_size, settings.val_blocks
+    train = Split("train", "all", tokens, blocks, shuffled, _TRAIN, 0, blocks - held, 0 if shuffled else held)
+    val = Split("val", "all", tokens, blocks, True, _TRAIN, blocks - held, held)
+    return [_Stream("all", lambda: order(table, all_documents), [*_stages(train, settings), val])]
 
 
-def split_by_document(lengths: Integers, keys: npt.NDArray[np.uint64], settings: ConvertConfig) -> dict[str, Split]:
-    """Whole documents are validation, drawn at random until they fill `val_blocks`; the others are training.
+def _stages(train: Split, settings: ConvertConfig) -> list[Split]:
+    """The training split, or what `stages` makes of it: the shortest length gets the first places.
 
-    The order of drawing is that of the keys, thus a matter of seed and texts alone, not of files. A text that
-    occurs more than once is drawn once, and its copies are kept out of training.
+    Where the longest documents come first it gets the last ones, so that short documents meet the short lengths.
 
-    Documents can be very long (a play of 2 million characters is 900 blocks), and validation on two of them
-    would say little. So a document gives at most a part of the validation set: a window at a random place
-    with the separator behind it. Its other tokens are dropped, as they may be on neither side. At first the
-    window is 1/20 of the validation set (but at least a block). It is doubled as long as the drawn documents
-    hold more than a tenth of the corpus, so that validation doesn't use up a corpus of few, long documents.
+    Raises:
+        UserError: a stage gets no block.
     """
-    needed = settings.val_blocks * settings.block_size
-    total = int(lengths.sum())
-    by_key = np.argsort(keys, kind="stable")
-    is_first = np.append(True, np.diff(keys[by_key]) != 0)
-    texts = by_key[is_first]
-    # Tokens that training loses with each text: those of all of its copies.
-    lost = np.cumsum(np.add.reduceat(lengths[by_key], np.flatnonzero(is_first)))
-
-    window = min(needed, max(settings.block_size, needed // MIN_VAL_DOCUMENTS))
-    while True:
-        filled = np.cumsum(np.minimum(lengths[texts], window))
-        count = int(np.searchsorted(filled, needed)) + 1
-        if window == needed or (count <= len(texts) and lost[count - 1] <= MAX_VAL_SHARE * total):
-            break
-        window = min(needed, 2 * window)
-    if count > len(texts) or total - lost[count - 1] < settings.block_size:
-        raise UserError(
-            f"val_blocks={settings.val_blocks}: {len(texts)} different documents are too few to take so many "
-            f"blocks of {settings.block_size} tokens from some and leave a block of others for training: "
-            "lower val_blocks, add documents, or split within documents with split_by=block"
-        )
-    chosen = texts[:count]
-    val = _windows(lengths, keys, chosen, window)
-    train = _whole_documents(lengths, np.flatnonzero(~np.isin(keys, keys[chosen])))
-    return {
-        "train": Split(train, _shuffled(train.tokens // settings.block_size, settings.seed, 0)),
-        "val": Split(val, _shuffled(settings.val_blocks, settings.seed, 1)),
-    }
+    if not settings.stages:
+        return [train]
+    lengths = sorted(settings.stages)
+    shares = np.cumsum([settings.stages[length] for length in lengths])
+    ends = [0, *np.floor(shares / shares[-1] * train.blocks + 0.5).astype(np.int64).tolist()]
+    splits = []
+    for length, begin, end in zip(lengths, ends[:-1], ends[1:], strict=True):
+        if begin == end:
+            raise UserError(
+                f"stages: {settings.stages[length]:g} of {train.blocks} training blocks is no block for {length}: "
+                "raise its share, leave it out or add text"
+            )
+        first = begin if train.shuffled else train.blocks - end
+        splits.append(replace(train, name=f"train_{length}", first=first, blocks=end - begin))
+    return splits
 
 
-def _whole_documents(lengths: Integers, documents: Integers) -> Stream:
-    starts = np.cumsum(lengths) - lengths
-    return Stream(starts[documents], lengths[documents], documents)
+def _kept_tokens(table: DocumentTable) -> int:
+    return int(table.totals()[1][:, Fate.KEPT].sum())
 
 
-def _windows(lengths: Integers, keys: npt.NDArray[np.uint64], documents: Integers, window: int) -> Stream:
-    """Of each document at most `window` tokens, the separator at the end included."""
-    separators = np.cumsum(lengths)[documents] - 1
-    length = lengths[documents]
-    given = np.minimum(length, window)
-    # The lower half of the key: the documents were chosen by the upper one, which is thus not even.
-    places = (keys[documents] & np.uint64(0xFFFFFFFF)).astype(np.int64) % (length - given + 1)
-    starts = np.stack([separators - (length - 1) + places, separators], axis=1).ravel()
-    parts = np.stack([given - 1, np.ones_like(given)], axis=1).ravel()
-    return Stream(starts, parts, np.repeat(documents, 2))
+def _write_stream(stream: _Stream, table: DocumentTable, settings: ConvertConfig, folder: Path, tally: Tally) -> None:
+    """Writes the stream's runs, and counts what its splits have."""
+    splits = stream.splits
+    tokens, blocks = splits[0].stream_tokens, splits[0].stream_blocks
+
+    def owners(numbers: Integers) -> Integers:
+        owner = np.full(len(numbers), len(splits))
+        places: dict[bool, Integers] = {}  # the splits of a stream are ranges of its shuffled order, or of another one
+        for index, split in enumerate(splits):
+            if split.blocks == blocks:
+                owner[:] = index
+                continue
+            if split.shuffled not in places:
+                places[split.shuffled] = split.places(np.minimum(numbers, blocks - 1), settings.seed)
+            place = places[split.shuffled]
+            owner[(place >= split.first) & (place < split.first + split.blocks)] = index
+        owner[numbers >= blocks] = len(splits) + 1
+        return owner
+
+    reasons = [_UNUSED, f"remainder of {stream.name}"]
+    to = Destinations(settings.block_size, [split.name for split in splits], reasons, owners)
+    with RunWriter(folder / f"{stream.name}.npy") as writer:
+        for piece in stream.pieces():
+            sources = table.sources_of(piece.numbers)
+            tally.add(sources, piece.lengths, piece.given, writer.tokens, to, _REST)
+            writer.add(piece.starts, piece.spans)
+    assert writer.tokens == tokens, (stream.name, writer.tokens, tokens)
 
 
-def _shuffled(count: int, seed: int, stream: int) -> Integers:
-    return np.random.Generator(np.random.PCG64([seed, stream])).permutation(count)
+def _check_any(segments: Segments) -> None:
+    if int(segments.document_starts[-1]):
+        return
+    read = sum(info.read for info in segments.infos)
+    reasons: Counter[str] = Counter()
+    for info in segments.infos:
+        reasons.update(info.bad)
+        reasons.update(info.dropped)
+    why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common())
+    raise UserError(
+        f"no document is left of the {read:,} that were read"
+        + (f" ({why}): loosen what leaves them out" if why else ": there is no text")
+    )
 
 
-Splitter = Callable[[Integers, npt.NDArray[np.uint64], ConvertConfig], dict[str, Split]]
+def _write(path: Path, arrangement: Arrangement) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(asdict(arrangement), file, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+Splitter = Callable[[DocumentTable, ConvertConfig, Order, bool], list[_Stream]]
 SPLITTERS: dict[str, Splitter] = {"document": split_by_document, "block": split_by_block}
-STRATEGIES: dict[str, Splitter] = {"naive": pack_naive}
+Strategy = Callable[[DocumentTable, ConvertConfig], list[_Stream]]
+STRATEGIES: dict[str, Strategy] = {"naive": pack_naive, "sorted": pack_sorted, "not_packed": pack_not_packed}

@@ -1,63 +1,197 @@
-"""Blocks ↔ the files of one split: writing MDS shards, and checking that they are whole."""
+"""Blocks ↔ the files of one split: writing MDS shards, uploading them, and checking that they are whole.
+
+A split is written in groups of as many blocks as fill `GROUP_SHARDS` shards, so the files don't depend on who writes
+which group. Of a conversion's work folder it takes and makes:
+
+    arrangement/<stream>.npy          where the blocks' tokens are: `block_spans`
+    data/<split>/<group>/             the group's shards and their index.json
+    groups/<split>-<group>.npz        its figures; written last, so that a group which has them is done
+    data/<split>/index.json           of all groups
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlparse
 
-import numpy.typing as npt
+import numpy as np
 import xxhash
 
-from bertchen.errors import UserError
+from bertchen.config.schema_convert import ConvertConfig
+from bertchen.data.light_streaming import import_streaming_lightly
+from bertchen.data.segments import DamagedWork, Integers, Segments
+from bertchen.data.token_store import BATCH_TOKENS, SourceTally, TokenStore, read_blocks
+from bertchen.data.upload import upload_files
+from bertchen.data.workers import worker_pool
+from bertchen.errors import UserError, naming_full_disk
+
+if TYPE_CHECKING:
+    from bertchen.data.pack import Split
+
+T = TypeVar("T")
 
 COLUMN = "input_ids"
 HASH = "xxh64"
 INDEX = "index.json"
 AUTO_HASH_BYTES = 4 << 30
+GROUP_SHARDS = 8
 
-_REPAIR = "convert the data again, or, if a remote serves it, remove this file and it is fetched anew"
+_REPAIR = (
+    "convert the data again with overwrite=true, or, if a remote serves it, remove this file and it is fetched anew"
+)
 
 
-def write_shards(
-    folder: Path,
-    batches: Iterable[npt.NDArray],
-    encoding: str,
-    shard_size: int,
-    compression: str | None,
+@dataclass(frozen=True)
+class WriteJob:
+    """What the groups of a conversion have in common; worker processes get it once.
+
+    Attributes:
+        segments: with the tokens.
+        work: the work folder.
+        settings: `block_size`, `shard_size`, `compression`, `seed` and `keep_local` are used.
+        remote: URL that the content of `data/` is uploaded to, if any.
+    """
+
+    segments: Segments
+    work: Path
+    settings: ConvertConfig
+    remote: str | None = None
+
+    @property
+    def data(self) -> Path:
+        return self.work / "data"
+
+    @property
+    def keeps_shards(self) -> bool:
+        return self.remote is None or self.settings.keep_local
+
+    def runs(self, split: Split) -> Integers:
+        return np.load(self.work / "arrangement" / f"{split.stream}.npy", mmap_mode="r")
+
+    def figures_file(self, split: Split, group: int) -> Path:
+        return self.work / "groups" / f"{split.name}-{group:05d}.npz"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was counted in blocks.
+
+    Attributes:
+        blocks: how many.
+        token_counts: (ids,) how often each token occurs; ids behind the last that occurs may be missing.
+        source_tokens, source_blocks: (sources,) tokens of each source, and blocks with a token of it; sources behind
+            the last that occurs may be missing.
+    """
+
+    blocks: int
+    token_counts: Integers
+    source_tokens: Integers
+    source_blocks: Integers
+
+
+def group_count(split: Split, dtype: np.dtype, settings: ConvertConfig) -> int:
+    """How many groups of shards make a split of tokens of this type."""
+    return -(-split.blocks // _blocks_per_group(dtype, settings))
+
+
+def write_groups(
+    job: WriteJob,
+    tasks: Sequence[tuple[Split, int]],
+    workers: int,
     on_blocks: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Writes blocks as MDS shards with one column, `input_ids`.
+    """Writes groups, several at a time in processes of their own; with one worker in this process.
 
     Args:
-        folder: made here.
-        batches: arrays (blocks, block_size) of the type in `encoding`.
-        encoding: `ndarray:uint16:512`, say.
-        shard_size: bytes of a shard at most, uncompressed.
-        compression: None or a name that Streaming knows, such as `zstd`.
-        on_blocks: called with the number of blocks written since its last call.
-    """
-    from streaming import MDSWriter  # takes seconds to import
+        tasks: (split, group); those that are done already are skipped.
+        on_blocks: called with the number of blocks of each group when it is done, the skipped ones included.
 
-    # Not as a context: on an error, the writer's exit would go on writing.
-    writer = MDSWriter(
-        columns={COLUMN: encoding},
-        out=str(folder),
-        compression=compression,
-        hashes=[HASH],
-        size_limit=shard_size,
-    )
-    try:
-        for batch in batches:
-            for block in batch:
-                writer.write({COLUMN: block})
-            on_blocks(len(batch))
-    except BaseException:
-        writer.cancel_future_jobs()
-        raise
-    writer.finish()
+    Raises:
+        UserError: see `write_group`; or a worker process was killed.
+    """
+    todo = []
+    for split, group in tasks:
+        if _is_done(job, split, group):
+            on_blocks(_blocks_in_group(job, split, group))
+        else:
+            todo.append((split, group))
+    workers = min(workers, len(todo))
+    if workers <= 1:
+        for split, group in todo:
+            write_group(job, split, group)
+            on_blocks(_blocks_in_group(job, split, group))
+        return
+    with worker_pool(workers, _begin_worker, (job,)) as pool:
+        futures = {pool.submit(_write_in_worker, *task): task for task in todo}
+        for future in as_completed(futures):
+            future.result()
+            on_blocks(_blocks_in_group(job, *futures[future]))
+
+
+def write_group(job: WriteJob, split: Split, group: int) -> None:
+    """Writes one group of a split's shards and uploads it, unless that is done already.
+
+    What an interrupted call has left is made anew; the files are the same, byte for byte.
+
+    Raises:
+        UserError: the disk is full, or the upload failed.
+    """
+    if _is_done(job, split, group):
+        return
+    folder = job.data / split.name / f"{group:05d}"
+    with naming_full_disk(folder):
+        job.figures_file(split, group).unlink(missing_ok=True)  # of a job with another out
+        figures = _write_shards(job, split, group, folder)
+        if job.remote:
+            shards = sorted(path.name for path in folder.iterdir() if path.name != INDEX)
+            upload_files(job.data, [f"{split.name}/{folder.name}/{name}" for name in (*shards, INDEX)], job.remote)
+            if not job.keeps_shards:
+                for name in shards:
+                    (folder / name).unlink()
+        with _replacing(job.figures_file(split, group)) as path, open(path, "wb") as file:
+            np.savez_compressed(file, **vars(figures), remote=job.remote or "", kept=job.keeps_shards)
+
+
+def finish_split(job: WriteJob, split: Split) -> Figures:
+    """Joins the indexes of a split's groups, which must all be done, and uploads the result.
+
+    Returns:
+        The figures of the whole split.
+
+    Raises:
+        UserError: a group isn't there; the disk is full; the upload failed.
+    """
+    from streaming.base.util import merge_index
+
+    folder = job.data / split.name
+    groups = range(group_count(split, job.segments.dtype, job.settings))
+    figures = _sum_figures(_load_figures(job, split, group) for group in groups)
+    # In a temporary folder, because merge_index takes paths for URLs and doesn't replace an index that is there.
+    with naming_full_disk(folder), tempfile.TemporaryDirectory() as temporary, _quiet_logging():
+        if urlparse(temporary).path != temporary:
+            raise UserError(f"TMPDIR: {temporary} has a character that means something in a URL: name another folder")
+        copies = []
+        for group in groups:
+            copies.append(os.path.join(temporary, f"{group:05d}", INDEX))
+            os.mkdir(os.path.dirname(copies[-1]))
+            _copy_index(folder / f"{group:05d}" / INDEX, copies[-1])
+        merge_index(copies, temporary)
+        with _replacing(folder / INDEX) as path:
+            shutil.copyfile(os.path.join(temporary, INDEX), path)
+    if job.remote:
+        upload_files(job.data, [f"{split.name}/{INDEX}"], job.remote)
+    return figures
 
 
 def check_shards(folder: str | os.PathLike[str], hashes: bool | Literal["auto"] = "auto") -> None:
@@ -85,6 +219,169 @@ def check_shards(folder: str | os.PathLike[str], hashes: bool | Literal["auto"] 
         expected = info["hashes"].get(HASH)
         if hashes and expected and _hash(path) != expected:
             raise UserError(f"{path} is damaged (its {HASH} isn't that of {INDEX}): {_REPAIR}")
+
+
+def _write_shards(job: WriteJob, split: Split, group: int, folder: Path) -> Figures:
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    for left in (temporary, folder):
+        if left.exists():
+            shutil.rmtree(left)
+    settings, dtype = job.settings, job.segments.dtype
+    runs = job.runs(split)
+    begin = group * _blocks_per_group(dtype, settings)
+    end = begin + _blocks_in_group(job, split, group)
+    tally, token_counts = SourceTally(job.segments), np.zeros(0, np.int64)
+    writer = _open_writer(temporary, dtype, settings)
+    try:
+        with TokenStore(job.segments) as store:
+            for at in range(begin, end, step := max(1, BATCH_TOKENS // settings.block_size)):
+                numbers = split.block_numbers(at, min(at + step, end), settings.seed)
+                blocks = read_blocks(store, runs, numbers, settings.block_size, tally.add)
+                token_counts = _padded_sum(token_counts, np.bincount(blocks.ravel()))
+                for block in blocks:
+                    writer.write(
+                        {COLUMN: block.tobytes()}
+                    )  # streaming's own encoding of an array takes 4 times as long
+        writer.finish()
+    except BaseException:
+        writer.cancel_future_jobs()
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for path in temporary.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    os.replace(temporary, folder)
+    return Figures(end - begin, token_counts, tally.tokens, tally.blocks)
+
+
+def _open_writer(folder: Path, dtype: np.dtype, settings: ConvertConfig) -> Any:
+    from streaming.base.format import MDSWriter
+
+    # Not as a context: on an error, the writer's exit would go on writing.
+    writer = MDSWriter(
+        columns={COLUMN: f"ndarray:{dtype.name}:{settings.block_size}"},
+        out=str(folder),
+        compression=settings.compression,
+        hashes=[HASH],
+        size_limit=settings.shard_size,
+    )
+    writer.executor = _AtOnce()
+    return writer
+
+
+class _AtOnce(ThreadPoolExecutor):
+    """For the writer's uploads, of which there are none: its threads hide errors and make it wait for a second."""
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(function(*args, **options))
+        return future
+
+
+def _blocks_per_group(dtype: np.dtype, settings: ConvertConfig) -> int:
+    return GROUP_SHARDS * _blocks_per_shard(dtype, settings.block_size, settings.shard_size, settings.compression)
+
+
+@cache
+def _blocks_per_shard(dtype: np.dtype, block_size: int, shard_size: int, compression: str | None) -> int:
+    """How many blocks Streaming's writer puts into a shard."""
+    settings = ConvertConfig(block_size=block_size, shard_size=shard_size, compression=compression)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = _open_writer(Path(folder), dtype, settings)
+        writer.cancel_future_jobs()
+    block = sum(writer.column_sizes) + writer.extra_bytes_per_sample
+    return max(1, (shard_size - writer.extra_bytes_per_shard) // block)
+
+
+def _blocks_in_group(job: WriteJob, split: Split, group: int) -> int:
+    size = _blocks_per_group(job.segments.dtype, job.settings)
+    return min(size, split.blocks - group * size)
+
+
+# Of a worker process.
+_job: WriteJob
+
+
+def _begin_worker(job: WriteJob) -> None:
+    global _job
+    _job = job
+    import_streaming_lightly()
+
+
+def _write_in_worker(split: Split, group: int) -> None:
+    write_group(_job, split, group)
+
+
+def _is_done(job: WriteJob, split: Split, group: int) -> bool:
+    """Whether the group is written, and is where this job is to bring it: an earlier one may have had another out."""
+    path = job.figures_file(split, group)
+    if not path.exists():
+        return False
+    with np.load(path) as arrays:
+        return job.remote in (None, str(arrays["remote"])) and bool(arrays["kept"] or not job.keeps_shards)
+
+
+def _load_figures(job: WriteJob, split: Split, group: int) -> Figures:
+    if not _is_done(job, split, group):
+        raise UserError(
+            f"group {group} of the split {split.name} isn't written in {job.work}: run the conversion again"
+        )
+    with np.load(job.figures_file(split, group)) as arrays:
+        return Figures(
+            int(arrays["blocks"]), *(arrays[name] for name in ("token_counts", "source_tokens", "source_blocks"))
+        )
+
+
+def _sum_figures(parts: Iterable[Figures]) -> Figures:
+    total = Figures(0, *(np.zeros(0, np.int64) for _ in range(3)))
+    for part in parts:
+        total = Figures(
+            total.blocks + part.blocks,
+            _padded_sum(total.token_counts, part.token_counts),
+            _padded_sum(total.source_tokens, part.source_tokens),
+            _padded_sum(total.source_blocks, part.source_blocks),
+        )
+    return total
+
+
+def _padded_sum(first: Integers, second: Integers) -> Integers:
+    total = np.zeros(max(len(first), len(second)), np.int64)
+    total[: len(first)] += first
+    total[: len(second)] += second
+    return total
+
+
+def _copy_index(path: Path, copy: str) -> None:
+    try:
+        shutil.copyfile(path, copy)
+    except FileNotFoundError:
+        raise DamagedWork(f"{path} is missing: throw the interrupted conversion away with restart=true") from None
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; what is written there is on the disk and renamed if the body succeeds."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """merge_index warns of its temporary folders, by way of `logging.warning`, which also gives the root a handler."""
+    handler, before = logging.NullHandler(), logging.root.manager.disable
+    logging.root.addHandler(handler)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        logging.root.removeHandler(handler)
 
 
 def _read_index(root: Path) -> list[dict[str, Any]]:

@@ -1,187 +1,185 @@
-"""Documents → one file of tokens, in the order of the documents, each with the separator behind it.
+"""A chunk of input → token ids: what worker processes do. Imports little, because each worker imports it anew.
 
-Documents are encoded whole: no cut through a text is safe with every tokenizer. They are encoded in threads,
-because fast tokenizers compute outside the interpreter's lock, and written in the order in which they were
-read, so that the file is the same for any number of threads.
+Documents are encoded whole: no cut through a text is safe with every tokenizer.
 """
 
 from __future__ import annotations
 
-import os
-from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
-from bertchen.text.readers import Document
-from bertchen.tokenizer import separator_id
-
-T, R = TypeVar("T"), TypeVar("R")
+from bertchen.data.segments import document_type
+from bertchen.text.cleaning import Cleaning
+from bertchen.text.documents import EMPTY, Document, Rejected
+from bertchen.text.readers import Chunk
 
 BATCH_CHARACTERS = 1 << 18
-_PARALLELISM = "TOKENIZERS_PARALLELISM"
-
-
-@dataclass(frozen=True)
-class TokenFile:
-    """The tokens of a corpus. Documents without a token are counted, but have no part in the file.
-
-    Attributes:
-        path: raw token ids of type `dtype`, document after document, each followed by the separator.
-        dtype: `uint16`, or `uint32` where the vocabulary asks for it.
-        ids: number of possible ids: one more than the largest.
-        lengths: (documents,) int64, tokens of each document in the file, its separator included.
-        keys: (documents,) uint64, a hash of seed and text: the same wherever the document stands, and
-            evenly distributed, so the order of the keys is a random order of the texts.
-        documents: number of documents read, the empty ones included.
-        empty_documents: number of those that have no token.
-        characters: Unicode characters of all documents.
-        by_file: documents of each file, the empty ones included.
-    """
-
-    path: Path
-    dtype: np.dtype
-    ids: int
-    lengths: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.uint64]
-    documents: int
-    empty_documents: int
-    characters: int
-    by_file: dict[str, int]
-
-    def open(self) -> npt.NDArray:
-        """The tokens, (tokens,), mapped into memory and read-only."""
-        return np.memmap(self.path, dtype=self.dtype, mode="r")
-
+NOT_SAMPLED = "not sampled"
+ALL_KEYS = 1 << 64
 
 Encode = Callable[[list[str]], list[list[int]]]
 
 
-def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
+@dataclass(frozen=True)
+class Recipe:
+    """How text becomes tokens, in a form that goes to other processes and into JSON.
+
+    Attributes:
+        name: of the tokenizer, for messages, and for slow ones also where they are loaded from.
+        tokenizer: a fast tokenizer's JSON; None for a slow one.
+        separator: id of the token that ends a document.
+        ids: number of possible ids: one more than the largest.
+        seed: of the documents' keys.
+        clean: the cleaners by name.
+        bands: MinHash bands of a document.
+    """
+
+    name: str
+    tokenizer: str | None
+    separator: int
+    ids: int
+    seed: int
+    clean: dict[str, Any]
+    bands: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """`uint16`, or `uint32` where the vocabulary asks for it."""
+        return np.dtype(np.uint16 if self.ids <= 1 << 16 else np.uint32)
+
+
+@dataclass
+class Tokenized:
+    """What a chunk came to.
+
+    Attributes:
+        tokens: token ids, document after document, each followed by the separator.
+        documents: (documents,) of the type `document_type`.
+        read, characters, bad, dropped, by_file: as in `SegmentInfo`.
+        error: the message of the first bad row.
+    """
+
+    tokens: npt.NDArray
+    documents: npt.NDArray
+    read: int = 0
+    characters: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    by_file: Counter[str] = field(default_factory=Counter)
+    error: str | None = None
+
+    def reject(self, row: Rejected) -> None:
+        """Counts a row that gives no document."""
+        if row.is_bad:
+            self.bad[row.reason] += 1
+            self.error = self.error or row.message
+        else:
+            self.dropped[row.reason] += 1
+
+
+def document_key(text: str, seed: int) -> int:
+    """A hash of seed and text, even over 64 bits: the same wherever the text stands, so its order is a random one."""
+    return xxhash.xxh64_intdigest(text.encode(), seed=seed)
+
+
+def make_encoder(recipe: Recipe) -> Encode:
     """A function from texts to token ids, those of `tokenizer(texts, add_special_tokens=False)` but faster.
 
     With one difference: a text that spells a special token (`[SEP]`, `</s>`) is text, as it is with
     `split_special_tokens=True`. So a separator in the data always is the end of a document.
     """
-    if not tokenizer.is_fast:
-        return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+    if recipe.tokenizer is None:
+        from bertchen.tokenizer import load_tokenizer  # imports transformers, which takes seconds
+
+        slow = load_tokenizer(recipe.name)
+        return lambda texts: slow(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
             "input_ids"
         ]
-    # A copy, because a tokenizer.json may hold settings of a call (truncation), which are removed here.
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend = Tokenizer.from_str(recipe.tokenizer)
+    # A tokenizer.json may hold settings of a call.
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
     return lambda texts: [each.ids for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def tokenize_documents(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    path: Path,
-    seed: int,
-    workers: int,
-) -> TokenFile:
-    """Writes the tokens of the documents to `path`.
+class ChunkTokenizer:
+    """Tokenizes chunks by a recipe."""
 
-    Args:
-        documents: read lazily; few batches of about 256 K characters (or of one document) are in memory.
-        seed: of the documents' keys.
-        workers: threads; slow tokenizers, which threads can't speed up, get one.
+    def __init__(self, recipe: Recipe) -> None:
+        self._dtype, self._separator, self._seed = recipe.dtype, recipe.separator, recipe.seed
+        self._encode = make_encoder(recipe)
+        self._cleaning = Cleaning.from_dict(recipe.clean)
+        self._document_type = document_type(recipe.bands)
 
-    Raises:
-        UserError: the tokenizer has no separator; also whatever `documents` raises.
-    """
-    encode_texts, separator = make_encoder(tokenizer), separator_id(tokenizer)
-    vocabulary = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
-    dtype = np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
+    def __call__(self, chunk: Chunk, below: int = ALL_KEYS, at_most: int = ALL_KEYS) -> Tokenized:
+        """Tokenizes the documents of a chunk that are to be kept.
 
-    def encode(batch: list[Document]) -> tuple[npt.NDArray, list[int], list[int]]:
-        encoded = encode_texts([document.text for document in batch])
-        keys = [xxhash.xxh64_intdigest(document.text.encode(), seed=seed) for document in batch]
-        parts = [np.array([*ids, separator], dtype=dtype) for ids in encoded if ids]
-        kept = [key for key, ids in zip(keys, encoded, strict=True) if ids]
-        return np.concatenate(parts or [np.empty(0, dtype)]), [len(part) for part in parts], kept
+        Args:
+            below: documents whose key is not below it are left out, before cleaning: a part of the source.
+            at_most: documents whose key is above it are left out, after cleaning, when it is known that those with
+                smaller keys suffice.
+        """
+        result = Tokenized(np.empty(0, self._dtype), np.empty(0, self._document_type))
+        tokens = [result.tokens]
+        documents = [result.documents]
+        batches = _batches(self._kept(chunk.rows(), below, at_most, result))
+        for batch in batches:
+            encoded = self._encode([document.text for document, _ in batch])
+            kept = []
+            for (document, key), ids in zip(batch, encoded, strict=True):
+                if not ids:
+                    result.reject(_empty(document))
+                    continue
+                tokens.append(np.array([*ids, self._separator], dtype=self._dtype))
+                kept.append((len(ids) + 1, key, self._cleaning.bands(document.text)))
+                result.characters += len(document.text)
+                result.by_file[document.path] += 1
+            documents.append(np.array(kept, dtype=self._document_type))
+        result.tokens, result.documents = np.concatenate(tokens), np.concatenate(documents)
+        return result
 
-    lengths, keys = array("q"), array("Q")
-    by_file: Counter[str] = Counter()
+    def _kept(
+        self, rows: Iterator[Document | Rejected], below: int, at_most: int, result: Tokenized
+    ) -> Iterator[tuple[Document, int]]:
+        for row in rows:
+            result.read += 1
+            if isinstance(row, Rejected):
+                result.reject(row)
+                continue
+            key = document_key(row.text, self._seed)
+            if key >= below:
+                result.dropped[NOT_SAMPLED] += 1
+            elif reason := self._cleaning.reason(row.text):
+                result.dropped[reason] += 1
+            elif key > at_most:
+                result.dropped[NOT_SAMPLED] += 1
+            else:
+                yield row, key
+
+
+def _empty(document: Document) -> Rejected:
+    where = f"{document.path}, row {document.row + 1}"
+    message = f"{where}: the text is empty (no token); on_bad_rows=skip leaves such rows out"
+    return Rejected(document.path, document.row, EMPTY, message, is_bad=True)
+
+
+def _batches(documents: Iterable[tuple[Document, int]]) -> Iterator[list[tuple[Document, int]]]:
+    """Batches that one call of the tokenizer gets, bounded because its result takes many times their size."""
+    batch: list[tuple[Document, int]] = []
     characters = 0
-
-    def counted() -> Iterator[Document]:
-        nonlocal characters
-        for document in documents:
-            by_file[document.path] += 1
-            characters += len(document.text)
-            yield document
-
-    # Not ndarray.tofile, whose OSError doesn't say that the disk is full.
-    with open(path, "wb") as file, _own_parallelism_only():
-        results = _in_order(encode, _batches(counted()), workers if tokenizer.is_fast else 1)
-        for tokens, batch_lengths, batch_keys in results:
-            file.write(tokens.data)
-            lengths.extend(batch_lengths)
-            keys.extend(batch_keys)
-    return TokenFile(
-        path=path,
-        dtype=dtype,
-        ids=vocabulary,
-        lengths=np.array(lengths, dtype=np.int64),
-        keys=np.array(keys, dtype=np.uint64),
-        documents=by_file.total(),
-        empty_documents=by_file.total() - len(lengths),
-        characters=characters,
-        by_file=dict(by_file),
-    )
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
+    for document, key in documents:
+        batch.append((document, key))
         characters += len(document.text)
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_CHARACTERS // 64:
+        if characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`map` in threads: results in the order of the items, few items under way at a time."""
-    pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="tokenize") as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-@contextmanager
-def _own_parallelism_only() -> Iterator[None]:
-    """Keeps the tokenizers library from starting threads of its own beside ours."""
-    before = os.environ.get(_PARALLELISM)
-    os.environ[_PARALLELISM] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_PARALLELISM]
-        else:
-            os.environ[_PARALLELISM] = before

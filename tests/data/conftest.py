@@ -57,3 +57,11 @@ def _saved(backend: Tokenizer, factory: pytest.TempPathFactory, **special: str) 
     tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a small corpus be divided as a large one is: into many chunks, units and segments."""
+    monkeypatch.setattr("bertchen.text.readers.CHUNK_BYTES", 512)
+    monkeypatch.setattr("bertchen.data.work._MIN_UNIT_BYTES", 4000)
+    monkeypatch.setattr("bertchen.data.work._MIN_SEGMENT_CHARACTERS", 2000)

@@ -22,9 +22,9 @@ from bertchen.data.blocks import (
     PADDING_INDEX,
     BlockDataset,
     EvaluationBatches,
-    collate_blocks,
     deal_blocks,
     fetch_manifest,
+    to_batch,
     train_loader,
 )
 from bertchen.data.manifest import MANIFEST
@@ -66,30 +66,29 @@ def dataset(shards: Path, shared_memory_given_back: None) -> Callable[..., Block
     return make
 
 
-def test_samples_carry_their_number(dataset: Callable[..., BlockDataset]) -> None:
+def test_blocks_are_read_by_their_numbers_in_any_order(dataset: Callable[..., BlockDataset]) -> None:
     data = dataset()
     assert len(data) == TRAIN
-    for number in (0, 7, TRAIN - 1):
-        sample = data[number]
-        assert sample["row_id"] == number
-        assert np.array_equal(sample["input_ids"], block("train", number))
+    assert [data[number] for number in (0, 7)] == [0, 7]
+    numbers = [TRAIN - 1, 0, 7, 8, 0, 30]
+    blocks = data.read(numbers)
+    assert blocks.dtype == np.uint16
+    assert np.array_equal(blocks, np.stack([block("train", number) for number in numbers]))
 
 
 @pytest.mark.parametrize("seq_len", [4, 8, 16])
-def test_collate(seq_len: int) -> None:
-    samples = [{"input_ids": block("train", number), "row_id": number} for number in (5, 2, 9)]
-    batch = collate_blocks(samples, seq_len)
+def test_a_batch_of_cut_blocks(seq_len: int) -> None:
+    blocks = np.stack([block("train", number) for number in (5, 2, 9)])
+    batch = to_batch(blocks, [5, 2, 9], seq_len)
     pieces = BLOCK // seq_len
     assert batch["input_ids"].dtype == batch["row_ids"].dtype == torch.int64
     assert batch["input_ids"].shape == (3 * pieces, seq_len)
-    joined = np.concatenate([block("train", number) for number in (5, 2, 9)])
-    assert batch["input_ids"].flatten().tolist() == joined.tolist()
+    assert batch["input_ids"].flatten().tolist() == blocks.flatten().tolist()
     assert batch["row_ids"].tolist() == [number * pieces + piece for number in (5, 2, 9) for piece in range(pieces)]
 
 
-def test_collate_keeps_ids_that_need_32_bits() -> None:
-    samples = [{"input_ids": np.array([70_000, 2**32 - 1], dtype=np.uint32), "row_id": 2**40}]
-    batch = collate_blocks(samples, 2)
+def test_a_batch_keeps_ids_that_need_32_bits() -> None:
+    batch = to_batch(np.array([[70_000, 2**32 - 1]], dtype=np.uint32), [2**40], 2)
     assert batch["input_ids"].tolist() == [[70_000, 2**32 - 1]]
     assert batch["row_ids"].tolist() == [2**40]
 
@@ -295,4 +294,4 @@ def test_a_remote_serves_the_same_blocks_through_the_cache(
     options = {"shuffle": True, "shuffle_seed": 1, "num_canonical_nodes": 1, "validate_hash": "xxh64"}
     fetched = BlockDataset(local=str(cache), remote=str(remote), split="train", batch_size=4, **options)
     assert order_of(train_loader(fetched, 4, BLOCK, 0)) == order_of(train_loader(dataset(), 4, BLOCK, 0))
-    assert np.array_equal(fetched[3]["input_ids"], block("train", 3))
+    assert np.array_equal(fetched.read([3])[0], block("train", 3))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bertchen.data import masking
 from bertchen.data.masking import (
     IGNORE_INDEX,
     MaskingVocabulary,
@@ -240,6 +241,21 @@ def test_order_and_grouping_of_rows_make_no_difference(data: st.DataObject) -> N
     parts = order.split(data.draw(st.integers(1, count)))
     apart = [torch.stack(mask_tokens(before[part], row_ids[part], VOCABULARY, 0.3, 1, 2)) for part in parts]
     assert torch.equal(torch.cat(apart, dim=1), whole[:, order])
+
+
+@pytest.mark.parametrize("piece", [1, 24, 100, 1_000_000])
+def test_masking_in_pieces_makes_no_difference(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rows_of(50, 24, list(range(VOCAB_SIZE)))
+    each = [masked_row(before[row], row) for row in range(50)]
+    monkeypatch.setattr(masking, "PIECE", piece)
+    whole = masked(before)
+    assert torch.equal(whole.after, torch.stack([after for after, _ in each]))
+    assert torch.equal(whole.labels, torch.stack([labels for _, labels in each]))
+
+
+def masked_row(before: Tensor, row: int) -> tuple[Tensor, Tensor]:
+    after, labels = mask_tokens(before[None], torch.tensor([row]), VOCABULARY, 0.3, 42, 7)
+    return after[0], labels[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
