@@ -12,6 +12,7 @@ from bertchen.config import Config, load_config
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import naming_full_disk, user_errors
 from bertchen.train import builders
+from bertchen.train.curriculum import refuse_other_checkpoint
 from bertchen.train.dry_run import dry_run
 from bertchen.train.finish import finish, has_ended
 from bertchen.train.preflight import preflight
@@ -34,7 +35,11 @@ def pretrain(config: Config[TrainConfig]) -> None:
     run_name = run_name_of(cfg)
     loggers = builders.build_loggers(config, run_name)
     callbacks = builders.build_callbacks(config, checked, model.facts["parameters"])
-    algorithms = [*build_algorithms(config), builders.build_masking(config, checked)]
+    curriculum = builders.build_curriculum(checked)
+    callbacks += builders.build_stage_data(config, train_loader, curriculum)
+    # Composer runs them from last to first after the loader: rows are cut, and then masked.
+    algorithms = [builders.build_masking(config, checked, curriculum), curriculum, *build_algorithms(config)]
+    refuse_other_checkpoint(checked.load_path, algorithms, cfg.data.stage_splits)
 
     if cfg.dry_run:
         dry_run(config, checked, model, optimizer, train_loader, algorithms)

@@ -1,6 +1,7 @@
 """What changes a batch or a step during training. `build_algorithms` resolves the names of a YAML."""
 
+from bertchen.algorithms.length_curriculum import LengthCurriculum
 from bertchen.algorithms.masking import Masking
-from bertchen.algorithms.registry import ALGORITHMS, build_algorithms
+from bertchen.algorithms.registry import ALGORITHMS, apply_surgeries, build_algorithms
 
-__all__ = ["ALGORITHMS", "Masking", "build_algorithms"]
+__all__ = ["ALGORITHMS", "LengthCurriculum", "Masking", "apply_surgeries", "build_algorithms"]

@@ -2,8 +2,9 @@
 
 from bertchen.callbacks.metrics_file import MetricsFile
 from bertchen.callbacks.peak_memory import PeakMemory
+from bertchen.callbacks.stage_data import StageData
 from bertchen.callbacks.step_seed import StepSeed
 from bertchen.callbacks.stop_after import StopAfter
 from bertchen.callbacks.throughput import Throughput
 
-__all__ = ["MetricsFile", "PeakMemory", "StepSeed", "StopAfter", "Throughput"]
+__all__ = ["MetricsFile", "PeakMemory", "StageData", "StepSeed", "StopAfter", "Throughput"]

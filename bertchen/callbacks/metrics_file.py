@@ -31,8 +31,8 @@ class MetricsFile(LoggerDestination):
     """Collects what is logged in a step and appends it as one line when the next step begins.
 
     `step` is the number of finished steps at the time of logging, so that a step's loss and the validation that
-    followed the step before stand in one line. What was collected but not yet written is part of the checkpoint; on a
-    restart the lines of steps that will be repeated are dropped.
+    followed the step before stand in one line. A step's events have lines of their own behind it. What was collected
+    but not yet written is part of the checkpoint; on a restart the lines of steps that will be repeated are dropped.
 
     Args:
         path: of the file, on the first process.
@@ -41,33 +41,34 @@ class MetricsFile(LoggerDestination):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._pending: dict[str, Any] = {}
+        self._events: list[dict[str, Any]] = []
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         if step is None or dist.get_global_rank() != 0:
             return
-        if self._pending and self._pending["step"] != step:
-            self.flush()
-        self._pending.setdefault("step", step)
+        self._begin(step)
         self._pending.update({name: _number(value) for name, value in metrics.items()})
 
     def log_event(self, step: int, **facts: Any) -> None:
-        """Writes a line of its own, `{"step": …, "event": …, …}`."""
+        """Collects a line of its own, `{"step": …, "event": …, …}`, to be written behind that of the step."""
         if dist.get_global_rank() == 0:
-            self.flush()
-            self._append({"step": step, **facts})
+            self._begin(step)
+            self._events.append({"step": step, **facts})
 
     def flush(self) -> None:
         """Writes what was collected."""
-        if self._pending:
+        if len(self._pending) > 1:  # not the step alone
             self._append(self._pending)
-            self._pending = {}
+        for event in self._events:
+            self._append(event)
+        self._pending, self._events = {}, []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pending": dict(self._pending)}
+        return {"pending": dict(self._pending), "events": list(self._events)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if dist.get_global_rank() == 0:  # every process loads what the first one saved
-            self._pending = dict(state["pending"])
+            self._pending, self._events = dict(state["pending"]), list(state["events"])
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() != 0:
@@ -85,6 +86,11 @@ class MetricsFile(LoggerDestination):
 
     def close(self, state: State, logger: Logger) -> None:
         self.flush()
+
+    def _begin(self, step: int) -> None:
+        if self._pending and self._pending["step"] != step:
+            self.flush()
+        self._pending.setdefault("step", step)
 
     def _append(self, record: dict[str, Any]) -> None:
         with self.path.open("a") as file:

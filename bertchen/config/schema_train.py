@@ -15,16 +15,25 @@ class DataConfig:
     Attributes:
         local: folder with `train/`, `val/` and `manifest.json`; with `remote`, the cache.
         remote: where the shards are fetched from (`s3://…`, `gs://…`, a path), or null.
+        train_split, val_split: folders of the two; `train_64`, say, of data that is divided into stages.
         num_workers: loader processes on each device; null takes 0 on one or two cores, else at most 4.
         prefetch_factor: batches that each worker reads ahead.
+        stage_splits: folders of training blocks (`train_64`, …), one a stage of the curriculum; empty: `train_split`
+            for all.
+        when_stage_ends: when all blocks of a stage have been read: `next` goes on to the next stage, `restart` reads
+            them again, in another order, as the last stage does in either case.
         shuffle: shuffle the training blocks, by `seed`.
         num_canonical_nodes: StreamingDataset's; null takes the number of nodes.
-        predownload, cache_limit, download_retry, download_timeout: StreamingDataset's.
+        predownload, cache_limit, download_retry, download_timeout: StreamingDataset's, for each folder.
         check_hashes: compare the shards' xxh64 with the index before training: null does so up to 4 GiB.
     """
 
     local: str = MISSING
     remote: str | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    stage_splits: list[str] = field(default_factory=list)
+    when_stage_ends: str = "next"
     num_workers: int | None = None
     prefetch_factor: int = 2
     shuffle: bool = True
@@ -37,10 +46,74 @@ class DataConfig:
 
 
 @dataclass
+class StaticConfig:
+    """Each of `lengths` begins at one of `begins`: steps (500ba), tokens (1000000tok), shares of the run (0.25dur)."""
+
+    lengths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
+    begins: list[str] = field(default_factory=lambda: ["0dur", "0.25dur", "0.5dur", "0.75dur"])
+
+
+@dataclass
+class HybridConfig:
+    """The paper's: the next length when the validation loss stands still (Sadrieh, 2024, Algorithm 1).
+
+    Attributes:
+        lengths: one after the other.
+        patience: evaluations in a row without an improvement that end a stage.
+        delta: an improvement is a value more than this below the best one so far.
+        metric: what is watched, as eval_512/MaskedCrossEntropy; null takes the loss at the longest of `eval.lengths`.
+        max_steps: a stage ends after so many steps at the latest; null has no limit.
+    """
+
+    lengths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
+    patience: int = 2
+    delta: float = 1.0
+    metric: str | None = None
+    max_steps: int | None = None
+
+
+@dataclass
+class DynamicConfig:
+    """The longest length until the training loss stands still, then the shortest until it moves, and back.
+
+    Attributes:
+        lengths: the shortest and the longest.
+        smoothing: weight of the past in the moving average of the loss, which begins anew with each stage.
+        window: the average is compared with itself so many steps before; a stage has more than two windows.
+        threshold: to stand still is to change by at most this [nats] over the window, to move is to change by more.
+    """
+
+    lengths: list[int] = field(default_factory=lambda: [64, 512])
+    smoothing: float = 0.98
+    window: int = 50
+    threshold: float = 0.01
+
+
+@dataclass
+class CurriculumConfig:
+    """Sequence length over the run: at most one; `seq_length_warmup` has the arguments of Composer's algorithm."""
+
+    static: StaticConfig | None = None
+    hybrid: HybridConfig | None = None
+    dynamic: DynamicConfig | None = None
+    seq_length_warmup: dict[str, Any] | None = None
+
+
+@dataclass
 class MaskingConfig:
-    """Shares in masking: of the tokens, and of these to `[MASK]` and to random tokens (the rest stays)."""
+    """Shares in masking.
+
+    Attributes:
+        mlm_probability: of the tokens, in training.
+        stage_rates: one for each length of the curriculum, in the place of `mlm_probability`.
+        final_rate: the share falls linearly over the run, from `mlm_probability` to this one.
+        mask_share, random_share: of the chosen tokens, to `[MASK]` and to random tokens (the rest stays).
+        eval_mlm_probability: of the tokens, in evaluation.
+    """
 
     mlm_probability: float = 0.30
+    stage_rates: list[float] | None = None
+    final_rate: float | None = None
     mask_share: float = 0.8
     random_share: float = 0.1
     eval_mlm_probability: float = 0.30
@@ -88,9 +161,11 @@ class TrainConfig:
         save_folder: checkpoints, metrics.jsonl, config.yaml and the exported model.
         tokenizer: folder or hub name of any Hugging Face tokenizer with a mask token.
         data: see `DataConfig`.
-        init_from: a folder or hub name of MosaicBERT weights to start from; null starts anew.
-        model: fields of `MosaicBertConfig`; `vocab_size: null` takes the tokenizer's, rounded up to 64.
-        sequence_length: rows are cut to it; must divide the data's block size.
+        init_from: a folder or hub name of weights to start from, of the same architecture; null starts anew.
+        model: `architecture` (mosaicbert or bert) and the fields of its configuration, `MosaicBertConfig` or
+            `BertConfig`; `vocab_size: null` takes the tokenizer's, rounded up to 64.
+        curriculum: see `CurriculumConfig`.
+        sequence_length: rows are cut to it, where no curriculum is named; must divide the data's block size.
         max_duration: goal of the run and of the schedule, as in Composer: 2500ba, 1ep, 1000000000tok.
         stop_after: wall-clock limit (4h, 90m, …) or null. The schedule stays that of `max_duration`.
         global_train_batch_size: data blocks a step over all devices; shorter rows mean more of them, not fewer tokens.
@@ -115,6 +190,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     init_from: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     sequence_length: int = 512
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -165,7 +165,9 @@ def _done(plan: Plan) -> dict[str, Any] | None:
         if manifest.get("plan") != plan_fingerprint(plan) or (manifest["bad_rows"] and settings.on_bad_rows != "skip"):
             return None
         if output.keeps_local:
-            for split in read_manifest(output.folder)["splits"]:
+            if read_manifest(output.folder)["plan"] != manifest["plan"]:
+                return None
+            for split in manifest["splits"]:
                 check_shards(output.folder / split, hashes=False)
         if is_begun or is_left_over(output.work):  # a process was killed before it had removed it
             with _held(output.work):
@@ -175,13 +177,21 @@ def _done(plan: Plan) -> dict[str, Any] | None:
 
 
 def _remote_manifest(output: Output) -> dict[str, Any]:
-    """What is complete in the store; it isn't asked while there is work, which goes on in any case."""
+    """What is complete in the store; it isn't asked while work for it is there, which goes on in any case."""
     assert output.remote is not None
-    raw = None if (output.work / PLAN).exists() else download_manifest(output.remote)
+    raw = None if _is_begun_for(output) else download_manifest(output.remote)
     with suppress(ValueError):
         manifest = json.loads(raw or b"{}")
         return manifest if isinstance(manifest, dict) else {}
     return {}
+
+
+def _is_begun_for(output: Output) -> bool:
+    """Whether the work that is there is to go to this place."""
+    with suppress(UserError):
+        begun = read_plan(output.work)
+        return begun is not None and begun.output.remote == output.remote
+    return False
 
 
 @contextmanager
@@ -192,7 +202,7 @@ def _work(plan: Plan, settings: ConvertConfig, begin: float) -> Iterator[Work]:
     with _held(folder):
         try:
             with naming_full_disk(folder):
-                if remote and not (folder / PLAN).exists():
+                if remote and not _is_begun_for(plan.output):
                     check_remote(remote)
                 work = begin_work(folder, plan, settings.restart, begin)
             with _told_what_is_kept(work):

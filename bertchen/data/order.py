@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bertchen.data.segments import Integers
 
 # Entries that are sorted in memory at a time, at about 50 bytes each.
-LIMIT = 1 << 22
+LIMIT = 1 << 20
 
 Keys = npt.NDArray[np.uint64]
 Entries = Callable[[], Iterator[tuple[Keys, Integers]]]

@@ -17,15 +17,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from bertchen.config.schema_convert import ConvertConfig
@@ -37,15 +38,15 @@ from bertchen.data.workers import worker_pool
 from bertchen.errors import UserError, naming_full_disk
 
 if TYPE_CHECKING:
+    from bertchen.data.block_writer import BlockWriter
     from bertchen.data.pack import Split
-
-T = TypeVar("T")
 
 COLUMN = "input_ids"
 HASH = "xxh64"
 INDEX = "index.json"
 AUTO_HASH_BYTES = 4 << 30
 GROUP_SHARDS = 8
+_COUNTED = 1 << 18
 
 _REPAIR = (
     "convert the data again with overwrite=true, or, if a remote serves it, remove this file and it is fetched anew"
@@ -231,51 +232,38 @@ def _write_shards(job: WriteJob, split: Split, group: int, folder: Path) -> Figu
     begin = group * _blocks_per_group(dtype, settings)
     end = begin + _blocks_in_group(job, split, group)
     tally, token_counts = SourceTally(job.segments), np.zeros(0, np.int64)
+    step = max(1, BATCH_TOKENS // settings.block_size)
+
+    def blocks(first: int, last: int) -> Iterator[npt.NDArray]:
+        nonlocal token_counts
+        for at in range(first, last, step):
+            numbers = split.block_numbers(at, min(at + step, last), settings.seed)
+            found = read_blocks(store, runs, numbers, settings.block_size, tally.add)
+            for part in np.array_split(found.ravel(), -(-found.size // _COUNTED)):  # bincount makes them 8 bytes each
+                token_counts = _padded_sum(token_counts, np.bincount(part))
+            yield found
+
     writer = _open_writer(temporary, dtype, settings)
     try:
         with TokenStore(job.segments) as store:
-            for at in range(begin, end, step := max(1, BATCH_TOKENS // settings.block_size)):
-                numbers = split.block_numbers(at, min(at + step, end), settings.seed)
-                blocks = read_blocks(store, runs, numbers, settings.block_size, tally.add)
-                token_counts = _padded_sum(token_counts, np.bincount(blocks.ravel()))
-                for block in blocks:
-                    writer.write(
-                        {COLUMN: block.tobytes()}
-                    )  # streaming's own encoding of an array takes 4 times as long
+            for first in range(begin, end, writer.blocks_per_shard):
+                last = min(first + writer.blocks_per_shard, end)
+                writer.write_shard(blocks(first, last), last - first)
         writer.finish()
     except BaseException:
         writer.cancel_future_jobs()
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for path in temporary.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    with open(temporary / INDEX, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(temporary, folder)
     return Figures(end - begin, token_counts, tally.tokens, tally.blocks)
 
 
-def _open_writer(folder: Path, dtype: np.dtype, settings: ConvertConfig) -> Any:
-    from streaming.base.format import MDSWriter
+def _open_writer(folder: Path, dtype: np.dtype, settings: ConvertConfig) -> BlockWriter:
+    from bertchen.data.block_writer import BlockWriter  # imports Streaming
 
-    # Not as a context: on an error, the writer's exit would go on writing.
-    writer = MDSWriter(
-        columns={COLUMN: f"ndarray:{dtype.name}:{settings.block_size}"},
-        out=str(folder),
-        compression=settings.compression,
-        hashes=[HASH],
-        size_limit=settings.shard_size,
-    )
-    writer.executor = _AtOnce()
-    return writer
-
-
-class _AtOnce(ThreadPoolExecutor):
-    """For the writer's uploads, of which there are none: its threads hide errors and make it wait for a second."""
-
-    def submit(self, function: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:
-        future: Future[T] = Future()
-        future.set_result(function(*args, **options))
-        return future
+    return BlockWriter(folder, dtype, settings.block_size, settings.shard_size, settings.compression)
 
 
 def _blocks_per_group(dtype: np.dtype, settings: ConvertConfig) -> int:
@@ -289,8 +277,7 @@ def _blocks_per_shard(dtype: np.dtype, block_size: int, shard_size: int, compres
     with tempfile.TemporaryDirectory() as folder:
         writer = _open_writer(Path(folder), dtype, settings)
         writer.cancel_future_jobs()
-    block = sum(writer.column_sizes) + writer.extra_bytes_per_sample
-    return max(1, (shard_size - writer.extra_bytes_per_shard) // block)
+    return writer.blocks_per_shard
 
 
 def _blocks_in_group(job: WriteJob, split: Split, group: int) -> int:

@@ -1,12 +1,14 @@
 """How runs on one machine keep out of each other's way in Streaming's shared memory.
 
 A StreamingDataset takes the lowest number that is free in `/dev/shm` for its segments (`000007_locals`, …), and notes
-in `locals` which folder it uses. Two things aren't settled by that:
+in `locals` which folder it uses. Three things aren't settled by that:
 
 - It looks for a number and takes it in two steps: of two runs that start at the same moment one can fail.
 - A run that is killed together with its helpers (a container, a job's time limit, the kernel short of memory) leaves
   its segments. A restart takes another number; but a cache of remote shards that such a `locals` names counts as in
   use.
+- It opens the segments of all others on the machine, so that some runs at once, of several datasets each, need more
+  open files than the usual limit of 1,024.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +37,12 @@ _NO_FOLDERS = bytes(4)  # what Streaming itself writes over the length of `local
 
 # Open as long as the process lives: closing one would release its lock.
 _held: dict[str, int] = {}
+
+
+def allow_open_files() -> None:
+    """Raises this process's limit of open files to the highest that it may set itself."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager

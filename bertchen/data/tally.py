@@ -15,7 +15,7 @@ from bertchen.data.table import counted
 PERCENTILES = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 # Blocks that are looked at together.
-_BLOCKS = 1 << 20
+_BLOCKS = 1 << 18
 
 
 @dataclass(frozen=True)

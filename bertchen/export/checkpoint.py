@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.torch_version import TorchVersion
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
 
 from bertchen.errors import UserError
 from bertchen.export.facts import CardFacts, read_validation
 from bertchen.model import MosaicBertConfig, MosaicBertForMaskedLM
+
+Model = MosaicBertForMaskedLM | BertForMaskedLM
+ModelConfig = MosaicBertConfig | BertConfig
 
 # Composer puts clock times, PyTorch's version and NumPy's random state into a checkpoint. NumPy's array
 # constructor has another name in NumPy 1 than in 2, and the file has that of the NumPy which wrote it.
@@ -37,13 +40,18 @@ _ALLOWED: list[Any] = [
     (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
     (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
 ]
+# What can be exported, by the `model_type` in its configuration.
+_MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
+    "mosaicbert": (MosaicBertConfig, MosaicBertForMaskedLM),
+    "bert": (BertConfig, BertForMaskedLM),
+}
 _PREFIX = "model."
 _METRICS = "metrics.jsonl"
 
 
 def load_checkpoint_model(
     path: str, trust_checkpoint: bool = False
-) -> tuple[MosaicBertForMaskedLM, PreTrainedTokenizerBase, CardFacts]:
+) -> tuple[Model, PreTrainedTokenizerBase, CardFacts]:
     """The model, its tokenizer and what is known of its training.
 
     Args:
@@ -146,31 +154,33 @@ def _one_line(error: BaseException) -> str:
 # -- what is in it -------------------------------------------------------------------------------------------
 
 
-def _config(path: str, saved: dict[str, Any]) -> MosaicBertConfig:
+def _config(path: str, saved: dict[str, Any]) -> ModelConfig:
     content, kind = saved.get("content"), str(saved.get("class", "")).rpartition(".")[2]
     if not isinstance(content, dict):
         raise _foreign(path, "has no configuration of its model")
     model_type = content.get("model_type")
-    if model_type != MosaicBertConfig.model_type or kind != MosaicBertForMaskedLM.__name__:
+    config_class, model_class = _MODELS.get(model_type, (None, None))
+    # Training adapts Transformers' class, so that the name of its own stands before it.
+    if config_class is None or not kind.endswith(model_class.__name__):
+        known = " or ".join(other.__name__ for _, other in _MODELS.values())
         raise UserError(
-            f"checkpoint {path} holds a {kind or 'model'} of type {model_type}; what can be exported is a "
-            f"{MosaicBertForMaskedLM.__name__}"
+            f"checkpoint {path} holds a {kind or 'model'} of type {model_type}; what can be exported is a {known}"
         )
     try:
-        return MosaicBertConfig.from_dict(content)
+        return config_class.from_dict(content)
     except (TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {path}: its configuration isn't one of MosaicBERT: {error}") from error
+        raise UserError(f"checkpoint {path}: its configuration isn't one of {model_type}: {error}") from error
 
 
-def _model(path: str, config: MosaicBertConfig, saved: dict[str, Any]) -> MosaicBertForMaskedLM:
+def _model(path: str, config: ModelConfig, saved: dict[str, Any]) -> Model:
     ours = {name: tensor for name, tensor in saved.items() if name.startswith(_PREFIX)}
     # Copies, because the tensors read are views of the file.
     weights = {name.removeprefix(_PREFIX): tensor.clone() for name, tensor in ours.items()}
-    with torch.device("meta"):
-        model = MosaicBertForMaskedLM(config)
+    _, model_class = _MODELS[config.model_type]
     try:
+        model = model_class(config)
         model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {path}: weights and configuration disagree: {_one_line(error)}") from error
     model.tie_weights()
     return model.eval()
@@ -202,7 +212,7 @@ def _write_tokenizer_file(path: str, folder: Path, name: str, file: dict[str, An
     (folder / name).write_bytes(writers[extension]())
 
 
-def _facts(path: str, state: dict[str, Any], saved: dict[str, Any], model: MosaicBertForMaskedLM) -> CardFacts:
+def _facts(path: str, state: dict[str, Any], saved: dict[str, Any], model: Model) -> CardFacts:
     time = (state.get("timestamp") or {}).get("Timestamp", {})
     metadata = state.get("metadata") or {}
     ours = saved.get("bertchen") or {}

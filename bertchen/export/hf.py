@@ -1,8 +1,8 @@
 """Writes a model as a Hugging Face folder: weights, configuration, tokenizer, code and card.
 
-Notable: the files of `bertchen/model/` are copied as they stand and `auto_map` points to them, so that the
-folder loads anywhere and needs nothing of this project; SentenceTransformers' files make it a sentence
-encoder with mean pooling too.
+Notable: for MosaicBERT the files of `bertchen/model/` are copied as they stand and `auto_map` points to them, so
+that the folder loads anywhere and needs nothing of this project; Transformers knows BERT itself.
+SentenceTransformers' files make either a sentence encoder with mean pooling too.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
 import bertchen.model
 from bertchen.config import Config
 from bertchen.config.schema_export import ExportConfig
 from bertchen.errors import UserError
-from bertchen.export.checkpoint import load_checkpoint_model
+from bertchen.export.checkpoint import Model, load_checkpoint_model
 from bertchen.export.facts import CardFacts
 from bertchen.export.model_card import model_card
-from bertchen.model import MosaicBertForMaskedLM
+from bertchen.model import MosaicBertConfig, MosaicBertForMaskedLM
 from bertchen.text.staging import staged_folder
 from bertchen.tokenizer.loading import require_mask_token
 
@@ -42,6 +42,8 @@ _AUTO_MAP = {
     "AutoModelForTokenClassification": f"{_MODELING}.MosaicBertForTokenClassification",
 }
 _SEQUENCE_LENGTH = 512
+# In every export, and hardly in a folder of anything else: tells that a folder may be replaced.
+_MARK = "sentence_bert_config.json"
 
 
 def export_from_config(config: Config[ExportConfig]) -> str:
@@ -82,13 +84,13 @@ def export_checkpoint(
     Raises:
         UserError: the checkpoint can't be read, or the folder can't be written; then nothing is left behind.
     """
-    with staged_folder(folder, holds=f"{_MODELING}.py", overwrite=overwrite) as temporary:
+    with staged_folder(folder, holds=_MARK, overwrite=overwrite) as temporary:
         model, tokenizer, facts = load_checkpoint_model(path, trust_checkpoint)
         _write(temporary, folder, model, tokenizer, replace(facts, name=name), DTYPES[dtype])
 
 
 def export_model(
-    model: MosaicBertForMaskedLM,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     folder: str,
     card: CardFacts,
@@ -107,14 +109,14 @@ def export_model(
     Raises:
         UserError: the tokenizer doesn't suit the model, or the folder can't be written; then nothing is left.
     """
-    with staged_folder(folder, holds=f"{_MODELING}.py", overwrite=overwrite) as temporary:
+    with staged_folder(folder, holds=_MARK, overwrite=overwrite) as temporary:
         _write(temporary, folder, model, tokenizer, card, DTYPES[dtype])
 
 
 def _write(
     temporary: Path,
     folder: str,
-    model: MosaicBertForMaskedLM,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     facts: CardFacts,
     dtype: torch.dtype,
@@ -125,34 +127,36 @@ def _write(
         raise UserError(f"the tokenizer has {len(tokenizer)} entries, the model only {rows}: no match")
     name = facts.name or Path(os.path.abspath(folder)).name
     _write_weights(temporary / "model.safetensors", model, dtype)
-    _write_config(temporary, model, dtype)
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    if isinstance(model, MosaicBertForMaskedLM):
+        _add_code(temporary, config)
+    else:
+        config.architectures = [BertForMaskedLM.__name__]
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.model_max_length = config.max_position_embeddings
+    config.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    for file in Path(bertchen.model.__file__).parent.glob("*.py"):
-        shutil.copyfile(file, temporary / file.name)
     _write_sentence_transformers(temporary, model.config.hidden_size, _trained_length(facts))
     card = model_card(replace(facts, name=name), model.config, tokenizer, _trained_length(facts))
     (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def _write_weights(path: Path, model: MosaicBertForMaskedLM, dtype: torch.dtype) -> None:
-    tied = model._tied_weights_keys if model.config.tie_word_embeddings else ()
-    weights = {
-        name: weight.detach().to("cpu", dtype).contiguous()
-        for name, weight in model.state_dict().items()
-        if name not in tied
-    }
+def _write_weights(path: Path, model: Model, dtype: torch.dtype) -> None:
+    # Tied ones come once, under the first of their names.
+    weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in model.named_parameters()}
     # Written here and not by safetensors, whose error of its own would hide a full disk.
     path.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
 
 
-def _write_config(temporary: Path, model: MosaicBertForMaskedLM, dtype: torch.dtype) -> None:
-    config = copy.deepcopy(model.config)
+def _add_code(temporary: Path, config: MosaicBertConfig) -> None:
+    """Copies the model's code and names it in the configuration."""
+    for file in Path(bertchen.model.__file__).parent.glob("*.py"):
+        shutil.copyfile(file, temporary / file.name)
     config.architectures = [MosaicBertForMaskedLM.__name__]
     config.auto_map = dict(_AUTO_MAP)
-    config.dtype = dtype
     # The run's backend may need a GPU; who loads the model elsewhere gets what can serve there.
     config.attention_backend = "auto"
-    config.save_pretrained(temporary)
 
 
 def _write_sentence_transformers(temporary: Path, hidden_size: int, max_seq_length: int) -> None:

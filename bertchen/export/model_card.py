@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from transformers import PreTrainedTokenizerBase
+from transformers import BertConfig, PreTrainedTokenizerBase
 
 from bertchen.export.facts import CardFacts
 from bertchen.model import MosaicBertConfig
@@ -22,69 +23,119 @@ _METRICS = {
 _PRIVATE = ("loggers", "save_folder")
 
 
-def model_card(facts: CardFacts, config: MosaicBertConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+@dataclass(frozen=True)
+class _Architecture:
+    """What a card says of an architecture; `{config.…}` is filled in."""
+
+    name: str
+    tags: tuple[str, ...]
+    feed_forward: str
+    positions: str
+    needs: str
+    trust: str
+    beyond: str
+    references: str
+
+
+_ARCHITECTURES = {
+    "mosaicbert": _Architecture(
+        name="MosaicBERT",
+        tags=("mosaicbert", "bert", "encoder", "german", "alibi", "sentence-transformers", "custom_code"),
+        feed_forward="gated, {config.intermediate_size} wide",
+        positions="ALiBi, symmetric; no position embeddings",
+        needs="""\
+The code lies in this folder, so everything is loaded with `trust_remote_code=True`: read it first, and pin a
+`revision`. It needs PyTorch and transformers (tested with 4.57 and 5), nothing else. Where flash-attn is
+installed, it is used on CUDA in float16 and bfloat16.""",
+        trust=", trust_remote_code=True",
+        beyond="ALiBi takes longer ones; how well was not measured.",
+        references="""\
+- MosaicBERT: Portes et al., 2023, *MosaicBERT: A Bidirectional Encoder Optimized for Fast Pretraining*.
+- ALiBi: Press et al., 2022, *Train Short, Test Long: Attention with Linear Biases Enables Input Length
+  Extrapolation*.""",
+    ),
+    "bert": _Architecture(
+        name="BERT",
+        tags=("bert", "encoder", "german", "sentence-transformers"),
+        feed_forward="{config.intermediate_size} wide",
+        positions="learned, {config.max_position_embeddings}",
+        needs="It needs PyTorch and transformers, nothing else.",
+        trust="",
+        beyond="It has {config.max_position_embeddings} positions; those that no input reached are untrained.",
+        references="""\
+- BERT: Devlin et al., 2019, *BERT: Pre-training of Deep Bidirectional Transformers for Language
+  Understanding*.""",
+    ),
+}
+
+
+def model_card(
+    facts: CardFacts, config: MosaicBertConfig | BertConfig, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> str:
     """The card as Markdown, with its front matter.
 
     Args:
         facts: what is known of the training; `name` must be set.
         max_length: the longest input of the training, in tokens.
     """
+    architecture = _ARCHITECTURES[config.model_type]
     sections = (
-        _front_matter(tokenizer),
-        _summary(facts, config, max_length),
-        _loading(facts, tokenizer),
+        _front_matter(architecture, tokenizer),
+        _summary(architecture, facts, config, max_length),
+        _loading(architecture, facts, tokenizer),
         _data(facts),
         _tokenizer(facts, tokenizer),
         _training(facts),
         _validation(facts),
-        _limits(max_length),
-        _references(),
+        _limits(architecture, config, max_length),
+        _references(architecture),
     )
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(tokenizer: PreTrainedTokenizerBase) -> str:
+def _front_matter(architecture: _Architecture, tokenizer: PreTrainedTokenizerBase) -> str:
     fields = {
         "language": "de",
         "library_name": "transformers",
         "pipeline_tag": "fill-mask",
         "mask_token": str(tokenizer.mask_token),
-        "tags": ["mosaicbert", "bert", "encoder", "german", "alibi", "sentence-transformers", "custom_code"],
+        "tags": list(architecture.tags),
         "widget": [{"text": _sentence(tokenizer)}],
     }
     license_line = "license: other  # placeholder: the license that you publish the weights under"
     return f"---\n{license_line}\n{_yaml(fields)}\n---"
 
 
-def _summary(facts: CardFacts, config: MosaicBertConfig, max_length: int) -> str:
+def _summary(
+    architecture: _Architecture, facts: CardFacts, config: MosaicBertConfig | BertConfig, max_length: int
+) -> str:
     rows = (
         ("parameters", _number(facts.parameters)),
         ("layers x hidden size", f"{config.num_hidden_layers} x {config.hidden_size}"),
         ("attention heads", config.num_attention_heads),
-        ("feed-forward", f"gated, {config.intermediate_size} wide"),
-        ("positions", "ALiBi, symmetric; no position embeddings"),
+        ("feed-forward", architecture.feed_forward.format(config=config)),
+        ("positions", architecture.positions.format(config=config)),
         ("vocabulary", f"{config.vocab_size:,} rows"),
         ("longest input in training", f"{max_length} tokens"),
     )
-    about = "A German MosaicBERT encoder, pretrained with BERTchen on masked language modelling alone."
+    about = f"A German {architecture.name} encoder, pretrained with BERTchen on masked language modelling alone."
     return f"# {facts.name}\n\n{about}\n\n{_table(('', ''), rows)}"
 
 
-def _loading(facts: CardFacts, tokenizer: PreTrainedTokenizerBase) -> str:
+def _loading(architecture: _Architecture, facts: CardFacts, tokenizer: PreTrainedTokenizerBase) -> str:
+    trust = architecture.trust
     name = json.dumps(facts.name, ensure_ascii=False)
     sentence = json.dumps(_sentence(tokenizer), ensure_ascii=False)
     return f"""## How to load it
 
-The code lies in this folder, so everything is loaded with `trust_remote_code=True`: read it first, and pin a
-`revision`. It needs PyTorch and transformers (tested with 4.57 and 5), nothing else. Where flash-attn is
-installed, it is used on CUDA in float16 and bfloat16.
+{architecture.needs}
 
 Masked tokens:
 
 ```python
 from transformers import pipeline
 
-fill_mask = pipeline("fill-mask", model={name}, trust_remote_code=True)
+fill_mask = pipeline("fill-mask", model={name}{trust})
 print(fill_mask({sentence}))
 ```
 
@@ -92,8 +143,8 @@ print(fill_mask({sentence}))
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({name}, trust_remote_code=True)
-model = AutoModelForMaskedLM.from_pretrained({name}, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained({name}{trust})
+model = AutoModelForMaskedLM.from_pretrained({name}{trust}).eval()
 inputs = tokenizer({sentence}, return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits
@@ -105,8 +156,8 @@ Hidden states:
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({name}, trust_remote_code=True)
-model = AutoModel.from_pretrained({name}, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained({name}{trust})
+model = AutoModel.from_pretrained({name}{trust}).eval()
 inputs = tokenizer(["Guten Morgen!", "Wie spät ist es?"], padding=True, return_tensors="pt")
 with torch.no_grad():
     hidden = model(**inputs).last_hidden_state
@@ -121,9 +172,9 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-classifier = AutoModelForSequenceClassification.from_pretrained({name}, num_labels=3, trust_remote_code=True)
-tagger = AutoModelForTokenClassification.from_pretrained({name}, num_labels=9, trust_remote_code=True)
-reader = AutoModelForQuestionAnswering.from_pretrained({name}, trust_remote_code=True)
+classifier = AutoModelForSequenceClassification.from_pretrained({name}, num_labels=3{trust})
+tagger = AutoModelForTokenClassification.from_pretrained({name}, num_labels=9{trust})
+reader = AutoModelForQuestionAnswering.from_pretrained({name}{trust})
 ```
 
 Sentence embeddings: the mean over the last hidden states, not trained for similarity yet:
@@ -131,7 +182,7 @@ Sentence embeddings: the mean over the last hidden states, not trained for simil
 ```python
 from sentence_transformers import SentenceTransformer
 
-encoder = SentenceTransformer({name}, trust_remote_code=True)
+encoder = SentenceTransformer({name}{trust})
 embeddings = encoder.encode(["Guten Morgen!", "Wie spät ist es?"])
 ```"""
 
@@ -144,8 +195,9 @@ def _data(facts: CardFacts) -> str:
     conversion = _without_paths(manifest.get("config") or {})
     rows = (
         ("source", _arguments(conversion.get("source"))),
+        ("sources", ", ".join(conversion.get("sources") or ())),
         ("strategy", conversion.get("strategy")),
-        ("documents", _number(manifest.get("documents"))),
+        ("documents", _number(manifest.get("documents", {}).get("kept"))),
         ("training tokens", _number(train.get("tokens"))),
         ("training blocks", _number(train.get("blocks"))),
         ("validation tokens", _number(val.get("tokens"))),
@@ -208,24 +260,23 @@ def _validation(facts: CardFacts) -> str:
     return f"## Validation\n\nOn held-out blocks{masked}{after}:\n\n{_table(head, rows)}"
 
 
-def _limits(max_length: int) -> str:
+def _limits(architecture: _Architecture, config: MosaicBertConfig | BertConfig, max_length: int) -> str:
+    beyond = architecture.beyond.format(config=config)
     return f"""## Limits
 
 - It has learned to predict masked German tokens and nothing else. For a task it must be fine-tuned; its
   embeddings are not trained for similarity.
-- It was trained on inputs of up to {max_length} tokens. ALiBi takes longer ones; how well was not measured.
+- It was trained on inputs of up to {max_length} tokens. {beyond}
 - What its training text holds of errors, prejudice and personal data can show in its predictions. They are
   no source of facts.
 - Text in other languages is read by a tokenizer and a model made for German.
 - Attention backends round differently: results in bfloat16 on a GPU differ slightly from those on a CPU."""
 
 
-def _references() -> str:
-    return """## References
+def _references(architecture: _Architecture) -> str:
+    return f"""## References
 
-- MosaicBERT: Portes et al., 2023, *MosaicBERT: A Bidirectional Encoder Optimized for Fast Pretraining*.
-- ALiBi: Press et al., 2022, *Train Short, Test Long: Attention with Linear Biases Enables Input Length
-  Extrapolation*.
+{architecture.references}
 - BERTchen: Sadrieh, 2024."""
 
 
@@ -270,14 +321,17 @@ def _yaml(content: Any) -> str:
 
 
 def _arguments(values: Mapping[str, Any] | None) -> str | None:
-    """`adamw, lr 0.0005, …`, or None where there is nothing."""
-    parts = (_plain(value) if key == "name" else f"{key} {_plain(value)}" for key, value in (values or {}).items())
-    return ", ".join(parts) or None
+    """`adamw, lr 0.0005, …`, or None where there is nothing. What isn't set or empty is left out."""
+    told = {key: _plain(value) for key, value in (values or {}).items()}
+    return ", ".join(text if key == "name" else f"{key} {text}" for key, text in told.items() if text) or None
 
 
 def _plain(value: Any) -> str:
+    if value is None or value is False:
+        return ""
     if isinstance(value, Mapping):
-        return f"({_arguments(value) or ''})"
+        inner = _arguments(value)
+        return f"({inner})" if inner else ""
     if isinstance(value, (list, tuple)):
         return " / ".join(_plain(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from composer.callbacks import LRMonitor, MemoryMonitor, NaNMonitor, OptimizerMonitor
@@ -20,10 +20,10 @@ from composer.optim import (
 )
 from composer.utils import dist
 from torch import nn
-from torch.utils.data import DataLoader
 
-from bertchen.algorithms import Masking
-from bertchen.callbacks import MetricsFile, PeakMemory, StepSeed, StopAfter, Throughput
+from bertchen.algorithms import LengthCurriculum, Masking, apply_surgeries
+from bertchen.callbacks import MetricsFile, PeakMemory, StageData, StepSeed, StopAfter, Throughput
+from bertchen.callbacks.stage_data import Stages
 from bertchen.config import Config
 from bertchen.config.load import nearest
 from bertchen.config.resolve import build_named, call_checked
@@ -32,43 +32,41 @@ from bertchen.data.blocks import BlockDataset, EvaluationBatches, train_loader
 from bertchen.data.cutting import split_by_tokens
 from bertchen.data.masking import MaskingVocabulary, mask_tokens
 from bertchen.data.shared_memory import one_run_at_a_time
+from bertchen.data.stages import StageBlocks, StagedBlocks, staged_loader
 from bertchen.errors import UserError
 from bertchen.metrics import masked_lm_metrics
-from bertchen.model import MosaicBertForMaskedLM
 from bertchen.tokenizer import require_mask_token, special_token_ids
+from bertchen.train.architectures import architecture_of, load_weights
 from bertchen.train.composer_model import ComposerMaskedLM
 from bertchen.train.devices import default_num_workers
-from bertchen.train.preflight import Checked
+from bertchen.train.preflight import Checked, train_splits
 from bertchen.train.run_folder import METRICS_FILE, is_remote
+
+Blocks = TypeVar("Blocks", bound=BlockDataset)
 
 NO_DECAY_BELOW_DIMENSIONS = 2
 
 
 def build_model(config: Config[TrainConfig], checked: Checked) -> ComposerMaskedLM:
-    """MosaicBERT in a ComposerModel: new, or from `init_from` with its vocabulary made to fit the tokenizer."""
+    """The model in a ComposerModel: new, or from `init_from` with its vocabulary made to fit the tokenizer.
+
+    The algorithms that change a model's layers have done so.
+    """
     cfg = config.value
     torch.manual_seed(cfg.seed)
-    model = MosaicBertForMaskedLM(checked.model_config) if cfg.init_from is None else _load_weights(config, checked)
-    facts = {
-        "config": config.to_dict(),
-        "manifest": checked.manifest,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
+    if cfg.init_from is None:
+        model = architecture_of(checked.model_config).model_class(checked.model_config)
+    else:
+        model = load_weights(config, checked.model_config, checked.manifest["block_size"])
     wants_compile = torch.cuda.is_available() if cfg.compile is None else cfg.compile
     if wants_compile:
         # Shapes are fixed, so each sequence length is compiled once, without symbolic shapes.
         model.compile(dynamic=False)
-    return ComposerMaskedLM(model, checked.tokenizer, facts)
-
-
-def _load_weights(config: Config[TrainConfig], checked: Checked) -> MosaicBertForMaskedLM:
-    choices = {name: value for name, value in config.value.model.items() if name != "vocab_size" and value is not None}
-    try:
-        return MosaicBertForMaskedLM.from_pretrained(
-            config.value.init_from, vocab_size=checked.model_config.vocab_size, **choices
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        config.fail("init_from", f"can't be loaded as MosaicBERT: {str(error).splitlines()[0]}")
+    facts = {"config": config.to_dict(), "manifest": checked.manifest}
+    composer_model = ComposerMaskedLM(model, checked.tokenizer, facts)
+    apply_surgeries(config, composer_model, checked.precision)
+    facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    return composer_model
 
 
 def masking_vocabulary(checked: Checked) -> MaskingVocabulary:
@@ -77,28 +75,36 @@ def masking_vocabulary(checked: Checked) -> MaskingVocabulary:
     return MaskingVocabulary.build(len(tokenizer), special_token_ids(tokenizer), require_mask_token(tokenizer))
 
 
-def build_masking(config: Config[TrainConfig], checked: Checked) -> Masking:
-    """The algorithm that hides tokens of training batches."""
+def build_curriculum(checked: Checked) -> LengthCurriculum:
+    """The algorithm that cuts training batches to the length of the time."""
+    return LengthCurriculum(checked.curriculum.rule, checked.curriculum.name)
+
+
+def build_masking(config: Config[TrainConfig], checked: Checked, curriculum: LengthCurriculum | None = None) -> Masking:
+    """The algorithm that hides tokens of training batches, which `curriculum` has cut before."""
     masking = config.value.masking
     return Masking(
         masking_vocabulary(checked),
-        masking.mlm_probability,
+        checked.curriculum.rate,
         config.value.seed,
         masking.mask_share,
         masking.random_share,
+        curriculum,
     )
 
 
-def build_dataset(config: Config[TrainConfig], split: str, blocks_per_device: int) -> BlockDataset:
+def build_dataset(
+    config: Config[TrainConfig], split: str, blocks_per_device: int, kind: type[Blocks] = BlockDataset
+) -> Blocks:
     """The blocks of a split; only training is shuffled."""
     data = config.value.data
     try:
         with one_run_at_a_time():
-            return BlockDataset(
+            return kind(
                 local=data.local,
                 remote=data.remote,
                 split=split,
-                shuffle=data.shuffle and split == "train",
+                shuffle=data.shuffle and split in train_splits(config),
                 shuffle_seed=config.value.seed,
                 batch_size=blocks_per_device,
                 num_canonical_nodes=data.num_canonical_nodes,
@@ -117,13 +123,19 @@ def build_train_loader(config: Config[TrainConfig], checked: Checked) -> DataSpe
     cfg = config.value
     block_size = checked.manifest["block_size"]
     workers = default_num_workers() if cfg.data.num_workers is None else cfg.data.num_workers
-    loader: DataLoader[Any] = train_loader(
-        build_dataset(config, "train", checked.blocks_per_device),
-        checked.blocks_per_device,
-        cfg.sequence_length,
-        workers,
-        cfg.data.prefetch_factor,
+    load = partial(
+        train_loader,
+        blocks_per_device=checked.blocks_per_device,
+        seq_len=checked.curriculum.loader_length or block_size,
+        num_workers=workers,
+        prefetch_factor=cfg.data.prefetch_factor,
     )
+    if cfg.data.stage_splits:
+        splits = train_splits(config)
+        stages = [build_dataset(config, split, checked.blocks_per_device, StageBlocks) for split in splits]
+        loader = staged_loader(StagedBlocks(stages, load, cfg.global_train_batch_size))
+    else:
+        loader = load(build_dataset(config, cfg.data.train_split, checked.blocks_per_device))
     return DataSpec(
         loader,
         split_batch=partial(_split_by_tokens, tokens=cfg.microbatch_tokens),
@@ -150,7 +162,7 @@ def build_evaluators(config: Config[TrainConfig], checked: Checked) -> list[Eval
     cfg = config.value
     block_size = checked.manifest["block_size"]
     blocks_per_batch = max(1, (cfg.eval.batch_tokens or cfg.microbatch_tokens) // block_size)
-    dataset = build_dataset(config, "val", blocks_per_batch)
+    dataset = build_dataset(config, cfg.data.val_split, blocks_per_batch)
     masking = partial(
         mask_tokens,
         vocabulary=masking_vocabulary(checked),
@@ -286,6 +298,14 @@ def build_callbacks(config: Config[TrainConfig], checked: Checked, parameters: i
     }
     chosen = build_named(config, "callbacks", table)
     return [StepSeed(config.value.seed), *chosen, *([stop] if stop else [])]
+
+
+def build_stage_data(config: Config[TrainConfig], loader: DataSpec, curriculum: Stages | None) -> list[Callback]:
+    """What gives each stage of the curriculum its own data, where `data.stage_splits` says so."""
+    data = config.value.data
+    if not data.stage_splits or curriculum is None:
+        return []
+    return [StageData(loader.dataloader.dataset, curriculum, data.when_stage_ends)]
 
 
 def check_task(config: Config[TrainConfig], known: list[str]) -> None:

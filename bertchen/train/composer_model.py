@@ -1,4 +1,4 @@
-"""The ComposerModel around MosaicBERT: loss over the global batch in training, sums over the set in evaluation."""
+"""The ComposerModel around the model: loss over the global batch in training, sums over the set in evaluation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 from composer.models import HuggingFaceModel, huggingface
 from torch import Tensor
 from torchmetrics import Metric
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertchen.metrics import MaskedSums, masked_lm_metrics
-from bertchen.model import MosaicBertForMaskedLM
 
 
 @contextmanager
@@ -31,18 +30,18 @@ def _known_not_causal() -> Iterator[None]:
 
 
 class ComposerMaskedLM(HuggingFaceModel):
-    """MosaicBERT with its MLM head for Composer.
+    """A model with its MLM head for Composer.
 
     Batches are those of `bertchen.algorithms.Masking` and `bertchen.data.blocks.EvaluationBatches`: `input_ids` and
     `labels` (rows, seq_len), without padding, `max_masked_per_row`, and in training `masked_per_row`.
 
     Args:
-        model: the model.
+        model: `MosaicBertForMaskedLM`, or another that takes and returns the same.
         tokenizer: saved in checkpoints with the model's configuration.
         facts: what a checkpoint should say about its run, in plain containers.
     """
 
-    def __init__(self, model: MosaicBertForMaskedLM, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> None:
         with _known_not_causal():
             super().__init__(model, tokenizer=tokenizer, eval_metrics=masked_lm_metrics())  # type: ignore[arg-type]
         self.facts = facts

@@ -15,22 +15,24 @@ from bertchen.callbacks.peak_memory import peak_memory
 from bertchen.config import Config
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
-from bertchen.model import MosaicBertConfig
+from bertchen.train.architectures import ModelConfig
 from bertchen.train.composer_model import ComposerMaskedLM
 from bertchen.train.devices import device_name
-from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, Checked, show_bytes
+from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, Checked, show_bytes, train_splits
 
 
-def flops_per_token(model: MosaicBertConfig, parameters: int, seq_len: int, rate: float) -> float:
+def flops_per_token(model: ModelConfig, parameters: int, seq_len: int, rate: float) -> float:
     """Training FLOPs a token, forward and backward: 6 for each weight it passes, and attention's.
 
-    The word embedding is looked up, not multiplied; the head sees the masked share of tokens only. Attention takes
-    2 * 2 * seq_len * hidden FLOPs a layer forward (scores and mix) and twice that backward (Kaplan et al., 2020, 2.1).
+    Embeddings of words and positions are looked up, not multiplied; the head sees the masked share of tokens only.
+    Attention takes 2 * 2 * seq_len * hidden FLOPs a layer forward (scores and mix) and twice that backward (Kaplan et
+    al., 2020, 2.1).
     """
     hidden = model.hidden_size
     head = hidden * hidden + hidden * model.vocab_size
-    looked_up = model.vocab_size * hidden + hidden * hidden
-    passed = parameters - looked_up + rate * head
+    positions = getattr(model, "max_position_embeddings", 0)  # a plain BERT's
+    embeddings = (model.vocab_size + positions) * hidden
+    passed = parameters - embeddings - hidden * hidden + rate * head
     return 6 * passed + 12 * model.num_hidden_layers * seq_len * hidden
 
 
@@ -54,9 +56,11 @@ def dry_run(
         model=model, rank_zero_seed=cfg.seed, run_name="dry-run", device=device, max_duration=cfg.max_duration,
         precision=checked.precision, optimizers=optimizer,
     )  # fmt: skip
+    state.set_dataloader(train_loader.dataloader, "train")
     state.batch = next(iter(train_loader.dataloader))
-    masking = algorithms[-1]
-    masking.apply(Event.AFTER_DATALOADER, state, Logger(state))
+    for algorithm in reversed(algorithms):  # as Composer does after the loader
+        if algorithm.match(Event.AFTER_DATALOADER, state):
+            algorithm.apply(Event.AFTER_DATALOADER, state, Logger(state))
     micro = train_loader.split_batch(state.batch, checked.blocks_per_device)[0]
     started = time.monotonic()
     try:
@@ -81,18 +85,27 @@ def describe(
 ) -> str:
     """The step's shape, the model's size, FLOPs, memory and checkpoint sizes, a line each."""
     cfg, block_size = config.value, checked.manifest["block_size"]
-    rows = cfg.global_train_batch_size * block_size // cfg.sequence_length
+    length = micro["input_ids"].shape[1]
+    rows = cfg.global_train_batch_size * block_size // length
     parameters = model.facts["parameters"]
-    rate = cfg.masking.mlm_probability
-    flops = flops_per_token(checked.model_config, parameters, cfg.sequence_length, rate)
-    blocks = checked.manifest["splits"]["train"]["blocks"]
+    rate = checked.curriculum.rate.at(checked.curriculum.rule.begin().stage, 0.0)
+    flops = flops_per_token(checked.model_config, parameters, length, rate)
+    steps = {
+        split: checked.manifest["splits"][split]["blocks"] // cfg.global_train_batch_size
+        for split in train_splits(config)
+    }
+    if cfg.data.stage_splits:
+        data = f"data a stage: {', '.join(f'{split} {count} steps' for split, count in steps.items())}"
+    else:
+        data = f"an epoch: {steps[cfg.data.train_split]} steps"
     checkpoint = parameters * CHECKPOINT_BYTES_PER_PARAMETER
     return "\n".join(
         [
             f"device: {dist.get_world_size()} x {device_name()}, precision {checked.precision}",
-            f"a step: {rows} rows x {cfg.sequence_length} = {rows * cfg.sequence_length:,} tokens "
+            checked.curriculum.in_words(),
+            f"a step: {rows} rows x {length} = {rows * length:,} tokens "
             f"({tuple(micro['input_ids'].shape)} a microbatch)",
-            f"an epoch: {blocks // cfg.global_train_batch_size} steps; max_duration {cfg.max_duration}",
+            f"{data}; max_duration {cfg.max_duration}",
             f"parameters: {parameters:,}",
             f"training FLOPs a token: {flops:.4g} (6 * parameters, the paper's: {6 * parameters:.4g})",
             f"one microbatch: loss {loss:.4f}, {seconds:.2f} s with start-up, peak memory {show_bytes(peak_memory())}",

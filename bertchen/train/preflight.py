@@ -15,8 +15,8 @@ import torch
 from composer.core import Time, TimeUnit
 from composer.utils import dist
 from transformers import PreTrainedTokenizerBase
-from transformers.activations import ACT2FN
 
+from bertchen.callbacks.stage_data import WHEN_STAGE_ENDS
 from bertchen.config import Config, parse_seconds
 from bertchen.config.load import nearest
 from bertchen.config.schema_train import TrainConfig
@@ -25,13 +25,13 @@ from bertchen.data.manifest import read_manifest
 from bertchen.data.shards import check_shards
 from bertchen.data.shared_memory import claim_cache
 from bertchen.errors import UserError
-from bertchen.model import MosaicBertConfig, why_unavailable
-from bertchen.model.modeling_mosaicbert import VOCABULARY_MULTIPLE
+from bertchen.model import why_unavailable
 from bertchen.tokenizer import load_tokenizer, require_mask_token, tokenizer_fingerprint
+from bertchen.train.architectures import ModelConfig, build_model_config, count_parameters
+from bertchen.train.curriculum import Curriculum, check_curriculum
 from bertchen.train.devices import compute_dtype, device_name, peak_flops, resolve_precision
 from bertchen.train.run_folder import check_run_folder, find_checkpoint, is_remote
 
-SPLITS = ("train", "val")
 MAX_SEED = 2**32 - 1
 # float32 weights and AdamW's two moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
@@ -68,6 +68,7 @@ class Checked:
         tokenizer: loaded.
         manifest: of the data.
         model_config: complete.
+        curriculum: of sequence length and masking rate.
         blocks_per_device: data blocks in a device's batch.
         precision: Composer's name.
         peak_flops: of one device [FLOP/s], if known.
@@ -77,7 +78,8 @@ class Checked:
 
     tokenizer: PreTrainedTokenizerBase
     manifest: dict[str, Any]
-    model_config: MosaicBertConfig
+    model_config: ModelConfig
+    curriculum: Curriculum
     blocks_per_device: int
     precision: str
     peak_flops: float | None
@@ -93,6 +95,7 @@ def preflight(config: Config[TrainConfig]) -> Checked:
     """
     cfg = config.value
     _check_numbers(config)
+    _check_stages(config)
     stop_after = _duration_limit(config)
     precision = _checked(config, "precision", resolve_precision, cfg.precision)
     if not cfg.dry_run:
@@ -100,13 +103,15 @@ def preflight(config: Config[TrainConfig]) -> Checked:
     tokenizer = load_tokenizer(cfg.tokenizer)
     require_mask_token(tokenizer)
     manifest = _check_data(config, tokenizer)
-    model_config = build_model_config(config, tokenizer)
+    model_config = build_model_config(config, tokenizer, manifest["block_size"])
     _check_backend(config, model_config, precision)
     blocks_per_device = _check_batch(config, manifest)
+    steps_an_epoch = manifest["splits"][train_splits(config)[0]]["blocks"] // cfg.global_train_batch_size
+    curriculum = check_curriculum(config, manifest["block_size"], steps_an_epoch)
     if not is_remote(cfg.save_folder):
         _check_disk(config, model_config)
     if dist.get_local_rank() == 0 and cfg.data.remote is None:
-        for split in SPLITS:
+        for split in _splits(config):
             check_shards(
                 os.path.join(cfg.data.local, split), "auto" if cfg.data.check_hashes is None else cfg.data.check_hashes
             )
@@ -114,60 +119,13 @@ def preflight(config: Config[TrainConfig]) -> Checked:
         tokenizer=tokenizer,
         manifest=manifest,
         model_config=model_config,
+        curriculum=curriculum,
         blocks_per_device=blocks_per_device,
         precision=precision,
         peak_flops=cfg.peak_flops or peak_flops(device_name()),
         stop_after=stop_after,
         load_path=find_checkpoint(cfg.save_folder) if cfg.autoresume else None,
     )
-
-
-def build_model_config(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase) -> MosaicBertConfig:
-    """The model's configuration; its vocabulary is the tokenizer's, rounded up to a multiple of 64, unless it is set.
-
-    Raises:
-        UserError: an unknown field, a value of the wrong kind, a vocabulary that is too small.
-    """
-    given = {name: value for name, value in config.value.model.items() if not (name == "vocab_size" and value is None)}
-    defaults = MosaicBertConfig()
-    for name, value in given.items():
-        key = f"model.{name}"
-        known = [field for field in vars(defaults) if not field.startswith("_")]
-        if name not in known:
-            raise UserError(f"{key} (from {config.source(key)}): unknown field; {nearest(name, known)}")
-        _check_kind(config, key, value, getattr(defaults, name))
-    if given.get("hidden_act", "gelu") not in ACT2FN:
-        config.fail("model.hidden_act", f"unknown; {nearest(given['hidden_act'], ACT2FN)}")
-    needed = len(tokenizer)
-    given.setdefault("vocab_size", -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
-    if given["vocab_size"] < needed:
-        config.fail(
-            "model.vocab_size",
-            f"the tokenizer {config.value.tokenizer} has {needed} entries: give at least that, or null",
-        )
-    if tokenizer.pad_token_id is not None:
-        given.setdefault("pad_token_id", tokenizer.pad_token_id)
-    if given.get("pad_token_id", 0) >= given["vocab_size"]:
-        config.fail("model.pad_token_id", f"should be below the vocabulary's size, {given['vocab_size']}")
-    try:
-        return MosaicBertConfig(**given)
-    except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"model (from {config.source('model')}): {error}") from None
-
-
-def _check_kind(config: Config[TrainConfig], key: str, value: Any, default: Any) -> None:
-    if isinstance(default, bool) or default is None:
-        return
-    if isinstance(default, (int, float)):
-        wanted: tuple[type, ...] = (int,) if isinstance(default, int) else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted):
-            config.fail(key, f"should be {'a whole number' if isinstance(default, int) else 'a number'}", value)
-        if key.endswith("_prob") and not 0 <= value <= 1:
-            config.fail(key, "should be a share between 0 and 1", value)
-        if value < 0 or (isinstance(default, int) and value == 0 and key != "model.pad_token_id"):
-            config.fail(key, "should be positive", value)
-    elif isinstance(default, str) and not isinstance(value, str):
-        config.fail(key, "should be text", value)
 
 
 def _check_numbers(config: Config[TrainConfig]) -> None:
@@ -190,8 +148,6 @@ def _check_numbers(config: Config[TrainConfig]) -> None:
         config.fail("seed", "should lie between 0 and 2^32 - 1")
     if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
         config.fail("optimizer.betas", "should be two numbers from 0 to below 1")
-    if cfg.microbatch_tokens < cfg.sequence_length:
-        config.fail("microbatch_tokens", f"should be at least one row, sequence_length={cfg.sequence_length}")
     for key, units in _TIME_UNITS.items():
         _check_time(config, key, units)
     _check_warmup(config)
@@ -199,6 +155,25 @@ def _check_numbers(config: Config[TrainConfig]) -> None:
         config.fail("eval.lengths", "should name at least one length")
     if len(set(cfg.eval.lengths)) < len(cfg.eval.lengths):
         config.fail("eval.lengths", "names a length twice")
+
+
+def _check_stages(config: Config[TrainConfig]) -> None:
+    cfg = config.value
+    splits, ends = cfg.data.stage_splits, cfg.data.when_stage_ends
+    if ends not in WHEN_STAGE_ENDS:
+        config.fail("data.when_stage_ends", f"unknown; {nearest(ends, WHEN_STAGE_ENDS)}")
+    if not splits:
+        return
+    if all(given is None for given in vars(cfg.curriculum).values()):
+        config.fail("data.stage_splits", "needs a curriculum, which has stages; data.train_split is one folder for all")
+    if len(set(splits)) < len(splits):
+        config.fail("data.stage_splits", "names a folder twice")
+    if cfg.data.val_split in splits:
+        config.fail("data.stage_splits", f"names the validation data, data.val_split={cfg.data.val_split}")
+    for key in (*_TIME_UNITS, "scheduler.t_warmup"):
+        text = attrgetter(key)(cfg)
+        if Time.from_timestring(text).unit == TimeUnit.EPOCH:
+            config.fail(key, "there are no epochs with data.stage_splits: give steps, as 100ba, or tokens", text)
 
 
 def _parse_time(text: str) -> Time | None:
@@ -252,7 +227,7 @@ def _check_data(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase)
         _check_folder(config)
     else:
         if dist.get_local_rank() == 0:
-            claim_cache(cfg.data.local, SPLITS)
+            claim_cache(cfg.data.local, _splits(config))
         fetch_manifest(cfg.data.remote, cfg.data.local, cfg.data.download_timeout)
     manifest = read_manifest(cfg.data.local)
     made_with, given = manifest["tokenizer"], tokenizer_fingerprint(tokenizer)
@@ -262,11 +237,25 @@ def _check_data(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase)
             f"{made_with['fingerprint']}) than tokenizer={cfg.tokenizer} (fingerprint {given}): give that tokenizer, "
             "or convert the text again with this one"
         )
-    for key, lengths in (("sequence_length", [cfg.sequence_length]), ("eval.lengths", cfg.eval.lengths)):
-        for length in lengths:
-            if length < 1 or manifest["block_size"] % length:
-                config.fail(key, f"{length} doesn't divide the data's blocks of {manifest['block_size']} tokens")
+    for key in ("stage_splits" if cfg.data.stage_splits else "train_split", "val_split"):
+        named = getattr(cfg.data, key)
+        missing = {named} - set(manifest["splits"]) if isinstance(named, str) else set(named) - set(manifest["splits"])
+        if missing:
+            config.fail(f"data.{key}", f"the data in {cfg.data.local} has: {', '.join(manifest['splits'])}")
+    for length in cfg.eval.lengths:
+        if length < 1 or manifest["block_size"] % length:
+            config.fail("eval.lengths", f"{length} doesn't divide the data's blocks of {manifest['block_size']} tokens")
     return manifest
+
+
+def train_splits(config: Config[TrainConfig]) -> list[str]:
+    """The folders of training blocks: one a stage, or one for all."""
+    data = config.value.data
+    return list(data.stage_splits) or [data.train_split]
+
+
+def _splits(config: Config[TrainConfig]) -> list[str]:
+    return [*train_splits(config), config.value.data.val_split]
 
 
 def _check_folder(config: Config[TrainConfig]) -> None:
@@ -278,8 +267,8 @@ def _check_folder(config: Config[TrainConfig]) -> None:
         config.fail("data.local", f"the folder is empty; {advice}")
 
 
-def _check_backend(config: Config[TrainConfig], model: MosaicBertConfig, precision: str) -> None:
-    backend = model.attention_backend
+def _check_backend(config: Config[TrainConfig], model: ModelConfig, precision: str) -> None:
+    backend = config.value.model.get("attention_backend", "auto")
     if backend == "auto":
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -302,13 +291,13 @@ def _check_batch(config: Config[TrainConfig], manifest: dict[str, Any]) -> int:
             f"a device's batch of {per_device} blocks of {manifest['block_size']} = {tokens} tokens "
             "isn't divisible by it",
         )
-    blocks = manifest["splits"]["train"]["blocks"]
+    blocks, split = min((manifest["splits"][split]["blocks"], split) for split in train_splits(config))
     if blocks < cfg.global_train_batch_size:
-        config.fail("global_train_batch_size", f"the training data has {blocks} blocks only: give at most that many")
+        config.fail("global_train_batch_size", f"{split} has {blocks} blocks only: give at most that many")
     return per_device
 
 
-def _check_disk(config: Config[TrainConfig], model: MosaicBertConfig) -> None:
+def _check_disk(config: Config[TrainConfig], model: ModelConfig) -> None:
     """Room for the checkpoints that are kept, the one being written, and the export."""
     cfg = config.value
     one = count_parameters(model) * CHECKPOINT_BYTES_PER_PARAMETER
@@ -328,13 +317,3 @@ def show_bytes(count: float) -> str:
     """`1.64 GB`, `445 kB`: three digits and a unit."""
     power = min(int(math.log10(max(count, 1))) // 3, 4)
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def count_parameters(model: MosaicBertConfig) -> int:
-    """Parameters of the model with its MLM head, tied weights once, without building it."""
-    hidden, wide = model.hidden_size, model.intermediate_size
-    norm = 2 * hidden
-    layer = (3 * hidden + hidden) * (hidden + 1) + norm + 2 * hidden * wide + wide * hidden + hidden + norm
-    embeddings = (model.vocab_size + model.type_vocab_size) * hidden + norm
-    head = hidden * (hidden + 1) + norm + model.vocab_size
-    return embeddings + model.num_hidden_layers * layer + head

@@ -11,6 +11,7 @@ import torch
 from composer.utils import dist, get_device
 
 from bertchen.config.schema_train import TrainConfig
+from bertchen.data.shared_memory import allow_open_files
 
 
 def set_up_process() -> None:
@@ -21,6 +22,7 @@ def set_up_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for noise in (r".*is deprecated.*", r".*pkg_resources.*", r".*TF32.*", r".*dataloader.*divisible.*"):
         warnings.filterwarnings("ignore", message=noise)
+    allow_open_files()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
         # One graph for each sequence length, in training and in evaluation, and room for rows that fill up less.

@@ -57,10 +57,22 @@ def test_without_a_step_nothing_is_logged(file: MetricsFile) -> None:
     assert not file.path.exists()
 
 
-def test_an_event_is_a_line_of_its_own_behind_what_is_pending(file: MetricsFile) -> None:
+def test_an_event_is_a_line_of_its_own_behind_that_of_its_step(file: MetricsFile) -> None:
+    file.log_event(2, event="switch")
     file.log_metrics({"a": 1}, step=3)
-    file.log_event(3, event="end", reason="stop_after=4h reached")
-    assert lines_of(file.path) == [{"step": 3, "a": 1}, {"step": 3, "event": "end", "reason": "stop_after=4h reached"}]
+    file.log_event(3, event="switch", reason="why")
+    file.log_event(3, event="end")
+    file.log_metrics({"b": 2}, step=3)
+    file.log_metrics({"a": 3}, step=4)
+    expected = [
+        {"step": 2, "event": "switch"},
+        {"step": 3, "a": 1, "b": 2},
+        {"step": 3, "event": "switch", "reason": "why"},
+        {"step": 3, "event": "end"},
+    ]
+    assert lines_of(file.path) == expected
+    file.flush()
+    assert lines_of(file.path) == [*expected, {"step": 4, "a": 3}]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +107,7 @@ def test_values_are_written_as_json_that_any_reader_takes(file: MetricsFile, val
 def test_other_processes_write_nothing(file: MetricsFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint holds the first process's pending values, and every process loads it."""
     monkeypatch.setattr("bertchen.callbacks.metrics_file.dist.get_global_rank", lambda: 1)
-    file.load_state_dict({"pending": {"step": 3, "a": 1}})
+    file.load_state_dict({"pending": {"step": 3, "a": 1}, "events": [{"step": 3, "event": "switch"}]})
     file.log_metrics({"a": 1}, step=4)
     file.log_event(4, event="end")
     file.close(None, None)  # type: ignore[arg-type]
@@ -104,13 +116,15 @@ def test_other_processes_write_nothing(file: MetricsFile, monkeypatch: pytest.Mo
 
 def test_pending_values_survive_a_restart(file: MetricsFile, tmp_path: Path) -> None:
     file.log_metrics({"a": 1.5}, step=3)
+    file.log_event(3, event="switch")
     state = json.loads(json.dumps(file.state_dict()))
     file.log_metrics({"b": 2}, step=3)
+    file.log_event(3, event="other")
     resumed = MetricsFile(tmp_path / "other.jsonl")
     resumed.load_state_dict(state)
     resumed.log_metrics({"c": 3}, step=3)
     resumed.flush()
-    assert lines_of(resumed.path) == [{"step": 3, "a": 1.5, "c": 3}]
+    assert lines_of(resumed.path) == [{"step": 3, "a": 1.5, "c": 3}, {"step": 3, "event": "switch"}]
 
 
 def as_lines(steps: list[int]) -> list[str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from s3_store import Store
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 SAMPLE = ["Über allen Gipfeln ist Ruh, in allen Wipfeln spürest du kaum einen Hauch.", "Warte nur, balde"] * 5
@@ -65,3 +70,25 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bertchen.text.readers.CHUNK_BYTES", 512)
     monkeypatch.setattr("bertchen.data.work._MIN_UNIT_BYTES", 4000)
     monkeypatch.setattr("bertchen.data.work._MIN_SEGMENT_CHARACTERS", 2000)
+
+
+@pytest.fixture
+def s3_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `s3_store.isolate`."""
+    from s3_store import isolate  # brings moto, which takes a second
+
+    isolate(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def store(s3_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """One with an empty bucket `bucket`."""
+    from s3_store import Store
+
+    store = Store(monkeypatch)
+    store.start()
+    store.client.create_bucket(Bucket="bucket")
+    yield store
+    for name in store.objects(""):
+        store.client.delete_object(Bucket="bucket", Key=name)
+    store.stop()

@@ -16,14 +16,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import boto3
 import huggingface_hub
 import numpy as np
 import psutil
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from moto.server import ThreadedMotoServer
+from s3_store import REMOTE, Store
 from streaming import StreamingDataset
 from streaming.base.storage.upload import S3Uploader
 
@@ -38,61 +37,8 @@ from bertchen.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = np.random.default_rng(0).integers(0, 60_000, 32 * 240).astype(np.uint16)
 SPLIT = Split("train", "documents", len(TOKENS), 240, True, 0, 0, 240)
-REMOTE = "s3://bucket/corpora/one"
 
-pytestmark = pytest.mark.usefixtures("shared_memory_given_back")
-
-
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invented credentials, no others, and no second attempts, before which libraries sleep."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "S3_", "GCS_", "HF_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an-invented-key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "an-invented-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(upload, "UPLOAD_ATTEMPTS", 1)
-
-
-class Store:
-    """An S3 server that can be stopped and started; it keeps its objects."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch = monkeypatch
-
-    def start(self) -> None:
-        self.server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-        self.server.start()
-        host, port = self.server.get_host_and_port()
-        self.url = f"http://{host}:{port}"
-        self.monkeypatch.setenv("S3_ENDPOINT_URL", self.url)
-        self.client = boto3.client("s3", endpoint_url=self.url)
-
-    def stop(self) -> None:
-        self.server.stop()
-
-    def objects(self, prefix: str = "corpora/one/") -> dict[str, bytes]:
-        found = self.client.list_objects_v2(Bucket="bucket", Prefix=prefix).get("Contents", [])
-        return {
-            each["Key"].removeprefix(prefix): self.client.get_object(Bucket="bucket", Key=each["Key"])["Body"].read()
-            for each in found
-        }
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """One with an empty bucket `bucket`."""
-    store = Store(monkeypatch)
-    store.start()
-    store.client.create_bucket(Bucket="bucket")
-    yield store
-    for name in store.objects(""):
-        store.client.delete_object(Bucket="bucket", Key=name)
-    store.stop()
+pytestmark = pytest.mark.usefixtures("shared_memory_given_back", "s3_environment")
 
 
 def make_job(folder: Path, remote: str | None = REMOTE, **settings: Any) -> WriteJob:
@@ -169,7 +115,7 @@ def test_connection_lost_and_the_same_command_again(
     original = S3Uploader.upload_file
     with monkeypatch.context() as patched:
         patched.setattr(S3Uploader, "upload_file", upload_file)
-        message = rf"{REMOTE}/train/0000\d/\S+: the upload failed: .*onnect.*the same command goes on from there"
+        message = rf"{REMOTE}/train/0000\d/\S+: the upload failed: .*onnect.*check the network"
         with pytest.raises(UserError, match=message):
             write_all(job)
     store.start()
@@ -260,7 +206,7 @@ def unavailable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_store_that_is_overloaded(tmp_path: Path, unavailable: None, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("content")
-    with pytest.raises(UserError, match=r"s3://bucket/x/file: the upload failed: .*SlowDown.*goes on from there"):
+    with pytest.raises(UserError, match=r"s3://bucket/x/file: the upload failed: .*SlowDown.*the room in the store"):
         upload_files(tmp_path, ["file"], "s3://bucket/x")
     monkeypatch.setattr(upload, "UPLOAD_ATTEMPTS", 2)
     monkeypatch.setattr(Unavailable, "failures", 1)

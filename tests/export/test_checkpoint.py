@@ -164,13 +164,13 @@ def test_a_damaged_byte_is_an_error_or_changes_nothing(
 
 
 def test_checkpoints_of_other_models(altered: Any) -> None:
-    def of_bert(content: dict[str, Any]) -> None:
-        hf(content)["model"]["config"]["content"]["model_type"] = "bert"
-        hf(content)["model"]["config"]["class"] = "transformers.models.bert.modeling_bert.BertForMaskedLM"
+    def of_roberta(content: dict[str, Any]) -> None:
+        hf(content)["model"]["config"]["content"]["model_type"] = "roberta"
+        hf(content)["model"]["config"]["class"] = "transformers.models.roberta.modeling_roberta.RobertaForMaskedLM"
 
-    message = error_of(altered(of_bert))
-    assert "BertForMaskedLM" in message
-    assert "bert" in message
+    message = error_of(altered(of_roberta))
+    assert "holds a RobertaForMaskedLM of type roberta" in message
+    assert "MosaicBertForMaskedLM or BertForMaskedLM" in message
 
     def classifier(content: dict[str, Any]) -> None:
         hf(content)["model"]["config"]["class"] = "bertchen.model.MosaicBertForSequenceClassification"

@@ -53,6 +53,7 @@ def test_facts_of_the_run(card: str) -> None:
     assert training["batch"] == "8 blocks of 512: 4,096 tokens a step"
     assert "limit of wall-clock time" not in training  # null in the run
     data = dict(found["Data"])
+    assert data["source"] == "path …/*.jsonl", "what isn't set isn't told"
     assert data["documents"] == "1,234,567"
     assert data["training tokens"] == "3,584"
     assert data["validation blocks"] == "1"
@@ -75,7 +76,7 @@ def test_validation_by_length(card: str) -> None:
 
 def test_the_configuration_is_there_without_paths_and_loggers(card: str) -> None:
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", card, flags=re.DOTALL)]
-    assert blocks[0]["source"] == {"path": "…/*.jsonl"}
+    assert blocks[0]["source"]["path"] == "…/*.jsonl"
     assert blocks[1]["data"] == {"local": "…/mds"}
     assert blocks[1]["seed"] == 42
     assert "/home" not in card

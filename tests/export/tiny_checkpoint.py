@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from composer.models import HuggingFaceModel
 from composer.optim import LinearWithWarmupScheduler
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bertchen.model import MosaicBertConfig, MosaicBertForMaskedLM
 from bertchen.tokenizer import train_tokenizer
@@ -33,13 +34,16 @@ RUN = {
     "loggers": {"wandb": {"entity": "someone"}},
 }
 MANIFEST = {
-    "version": 1,
+    "version": 2,
     "block_size": 512,
-    "documents": 1234567,
+    "documents": {"read": 1300000, "kept": 1234567},
     "unigram_entropy_nats": 7.654321,
     "tokenizer": {"name": "/home/someone/tokenizer", "fingerprint": "f1n9e2", "vocab_size": 512},
     "splits": {"train": {"blocks": 7, "tokens": 3584}, "val": {"blocks": 1, "tokens": 512}},
-    "config": {"source": {"path": "/home/someone/texts/*.jsonl"}, "strategy": "naive"},
+    "config": {
+        "source": {"path": "/home/someone/texts/*.jsonl", "hub": None, "drop_rows": {"column": None, "values": []}},
+        "strategy": "naive",
+    },
 }
 
 
@@ -47,7 +51,7 @@ class Checkpoint(NamedTuple):
     """A checkpoint's file and what it was made from; `model` is in evaluation mode."""
 
     path: Path
-    model: MosaicBertForMaskedLM
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -61,23 +65,28 @@ class Model(HuggingFaceModel):
         }
 
 
-def train_tiny(folder: Path) -> Checkpoint:
+# Large initial weights, so that the logits differ from token to token and from place to place.
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 12,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+}
+
+
+def tiny_mosaicbert() -> PreTrainedModel:
+    return MosaicBertForMaskedLM(MosaicBertConfig(**SIZES, attention_backend="sdpa"))
+
+
+def train_tiny(folder: Path, build: Callable[[], PreTrainedModel] = tiny_mosaicbert) -> Checkpoint:
     """Two steps of training, with metrics saved too; `metrics.jsonl` lies beside the file."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer([text * 50 for text in TEXTS], 512)
-    # Large initial weights, so that the logits differ from token to token and from place to place.
-    config = MosaicBertConfig(
-        vocab_size=512,
-        hidden_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=12,
-        intermediate_size=64,
-        initializer_range=0.2,
-        attention_backend="sdpa",
-    )
-    model = MosaicBertForMaskedLM(config)
+    model = build()
     ids = torch.randint(4, len(tokenizer), (16, 32))
-    rows = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in ids]
+    rows = [{"input_ids": row, "labels": row} for row in ids]
     trainer = Trainer(
         model=Model(model, tokenizer, metrics=[], eval_metrics=[MeanMetric()]),
         train_dataloader=DataLoader(rows, batch_size=8),

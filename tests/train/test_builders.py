@@ -131,7 +131,7 @@ def directly(model: Any, config: Config[TrainConfig], seq_len: int) -> tuple[flo
     """Loss, perplexity and accuracy over the whole validation set at once, from the logits of all positions."""
     checked = preflight(config)
     dataset = builders.build_dataset(config, "val", 1)
-    blocks = np.stack([dataset[number]["input_ids"] for number in range(VAL_BLOCKS)]).astype(np.int64)
+    blocks = dataset.read(range(VAL_BLOCKS)).astype(np.int64)
     rows = torch.from_numpy(blocks).reshape(-1, seq_len)
     vocabulary = builders.masking_vocabulary(checked)
     rate = config.value.masking.eval_mlm_probability

@@ -16,7 +16,8 @@ from bertchen.config import Config
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig
-from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, build_model_config, count_parameters, preflight
+from bertchen.train.architectures import build_model_config, count_parameters
+from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, preflight
 
 MakeConfig = Callable[..., Config[TrainConfig]]
 
@@ -245,7 +246,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_a_full_disk(train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = train_config("save_num_checkpoints_to_keep=3")
-    one = count_parameters(build_model_config(config, preflight(config).tokenizer)) * CHECKPOINT_BYTES_PER_PARAMETER
+    one = count_parameters(preflight(config).model_config) * CHECKPOINT_BYTES_PER_PARAMETER
     asked: list[Path] = []
 
     def free(count: int) -> None:
@@ -282,7 +283,10 @@ def test_a_folder_in_use(train_config: MakeConfig) -> None:
 
 
 WRONG_MODELS = [
-    ("model.hiden_size=32", "model.hiden_size (from the command line): unknown field; did you mean hidden_size?"),
+    (
+        "model.hiden_size=32",
+        "model.hiden_size (from the command line): unknown field of MosaicBERT; did you mean hidden_size?",
+    ),
     ("model.hidden_size=big", "model.hidden_size=big (from the command line): should be a whole number"),
     ("model.hidden_size=32.5", "model.hidden_size=32.5 (from the command line): should be a whole number"),
     ("model.hidden_size=true", "model.hidden_size=True (from the command line): should be a whole number"),
@@ -311,7 +315,7 @@ def test_wrong_models(train_config: MakeConfig, override: str, start: str) -> No
 
 
 def test_model_configuration(train_config: MakeConfig, loaded_tokenizer: PreTrainedTokenizerBase) -> None:
-    built = build_model_config(train_config("model.layer_norm_eps=1e-12"), loaded_tokenizer)
+    built = build_model_config(train_config("model.layer_norm_eps=1e-12"), loaded_tokenizer, 32)
     assert isinstance(built, MosaicBertConfig)
     assert (built.vocab_size, built.pad_token_id) == (384, loaded_tokenizer.pad_token_id)
     assert (built.hidden_size, built.num_hidden_layers, built.intermediate_size) == (32, 2, 48)
@@ -323,11 +327,11 @@ def test_vocabulary(
     train_config: MakeConfig, loaded_tokenizer: PreTrainedTokenizerBase, vocab_size: str, built: int
 ) -> None:
     config = train_config(f"model.vocab_size={vocab_size}")
-    assert build_model_config(config, loaded_tokenizer).vocab_size == built
+    assert build_model_config(config, loaded_tokenizer, 32).vocab_size == built
 
 
 def test_numbers_of_either_kind_are_numbers(
     train_config: MakeConfig, loaded_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     config = train_config("model.hidden_dropout_prob=0", "model.pad_token_id=0", "model.classifier_dropout=0.2")
-    assert build_model_config(config, loaded_tokenizer).hidden_dropout_prob == 0
+    assert build_model_config(config, loaded_tokenizer, 32).hidden_dropout_prob == 0
