@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bertchen.config import Config, load_config
 from bertchen.config.schema_benchmark_data import BenchmarkDataConfig
-from bertchen.data.workers import available_cores
 from bertchen.errors import UserError, user_errors
+from bertchen.processes import available_cores
 
 # What takes memory to import is imported where it is used: this file is also two of the ways of converting.
 

@@ -19,8 +19,8 @@ def main() -> None:
     with user_errors():
         config = load_config(ConvertConfig, sys.argv[1:], USAGE)
         # Here, so that a wrong key is told at once.
-        from bertchen.data.convert import convert, show_manifest
-        from bertchen.data.light_streaming import import_streaming_lightly
+        from bertchen.conversion.convert import convert, show_manifest
+        from bertchen.conversion.light_streaming import import_streaming_lightly
 
         import_streaming_lightly()  # this process is the conversion's alone
         manifest = convert(config)

@@ -75,7 +75,7 @@ def tiny_data(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> 
     """A converted data set: 7 validation blocks and 100 or more training blocks, of 32 tokens. Don't change it."""
     from bertchen.config import load_config
     from bertchen.config.schema_convert import ConvertConfig
-    from bertchen.data.convert import convert
+    from bertchen.conversion.convert import convert
 
     folder = tmp_path_factory.mktemp("data")
     lines = [json.dumps({"text": text}) + "\n" for text in documents(100, 2)]

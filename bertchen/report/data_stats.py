@@ -18,9 +18,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from bertchen.config import Config
-from bertchen.data.manifest import entropy
-from bertchen.data.tally import percentiles
-from bertchen.data.tokens import Recipe, make_encoder
+from bertchen.conversion.describe import entropy
+from bertchen.conversion.tally import percentiles
+from bertchen.conversion.tokens import Recipe, make_encoder
 from bertchen.tokenizer import load_tokenizer, tokenizer_fingerprint
 from bertchen.tokenizer.figures import TokenCounts, TokenIds, count_words, shown_token
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from bertchen.config import Config
 from bertchen.config.schema_stats import StatsConfig
-from bertchen.data.tokens import ALL_KEYS, BATCH_CHARACTERS, NOT_SAMPLED, document_key
+from bertchen.conversion.tokens import ALL_KEYS, BATCH_CHARACTERS, NOT_SAMPLED, document_key
 from bertchen.errors import UserError
 from bertchen.report.data_stats import Measurement, Part, check_positive, load_others, total_of
 from bertchen.text.cleaning import Cleaning, build_cleaning

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bertchen.config import Config
 from bertchen.config.load import COMMAND_LINE
 from bertchen.config.schema_stats import FolderStatsConfig, StatsConfig
-from bertchen.data.tally import PERCENTILES
+from bertchen.conversion.tally import PERCENTILES
 from bertchen.errors import UserError, disk_full, is_disk_full
 from bertchen.tokenizer.figures import aligned
 

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from bertchen.data.workers import available_cores
+from bertchen.processes import available_cores
 
 # Dense bfloat16 peaks [FLOP/s] from the vendors' data sheets. The first name that occurs in the device's name counts,
 # so that variants stand before their family. The V100 has no bfloat16; its figure is float16's.

@@ -1,17 +1,13 @@
-"""The manifest: what can't be read is named, and the entropy is that of the counts."""
+"""The manifest: what can't be read is named, what is written is read."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bertchen.data.manifest import VERSION, entropy, read_manifest, write_manifest
+from bertchen.data.manifest import VERSION, read_manifest, write_manifest
 from bertchen.errors import UserError
 
 GOOD = {"version": VERSION, "block_size": 512, "token_dtype": "uint16", "tokenizer": {}, "splits": {}}
@@ -43,14 +39,3 @@ def test_bad_manifest(tmp_path: Path, content: str, message: str) -> None:
 def test_missing_manifest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest\.json is missing.*scripts/convert_dataset\.py"):
         read_manifest(tmp_path)
-
-
-@given(st.lists(st.integers(0, 10**9), min_size=1).filter(any))
-def test_entropy(counts: list[int]) -> None:
-    total = sum(counts)
-    expected = -math.fsum(count / total * math.log(count / total) for count in counts if count)
-    assert entropy(np.array(counts)) == pytest.approx(expected, abs=1e-9)
-
-
-def test_entropy_of_equal_counts_is_the_logarithm_of_their_number() -> None:
-    assert entropy(np.full(32768, 7)) == pytest.approx(math.log(32768))

@@ -27,7 +27,7 @@ def staged_data(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -
     """Blocks of 32 tokens in three folders of training data, one larger than the other. Don't change it."""
     from bertchen.config import load_config
     from bertchen.config.schema_convert import ConvertConfig
-    from bertchen.data.convert import convert
+    from bertchen.conversion.convert import convert
 
     folder = tmp_path_factory.mktemp("staged")
     texts = (f"der Satz {number} und noch ein Satz mit {number % 7} Worten " * (3 + number % 5) for number in range(60))
