@@ -34,6 +34,7 @@ from bertchen.conversion.work import (
     Plan,
     Work,
     begin_work,
+    begun_sources,
     check_work_folder,
     has_progress,
     is_left_over,
@@ -71,8 +72,8 @@ def convert(config: Config[ConvertConfig]) -> dict[str, Any] | None:
     output = Output.of(settings)
     check_folders(config, output)
     bands = in_own_process(_count_bands, config) if settings.clean else 0
-    sources = resolve_sources(config)
     there = None if settings.restart else read_plan(output.work)
+    sources = resolve_sources(config, [] if there is None else begun_sources(there, settings))
     recipe, tokenizer = _load_recipe(settings, bands, there)
     plan = make_plan(config.to_dict(), sources, recipe, tokenizer)
     if (manifest := _done(plan)) is not None:

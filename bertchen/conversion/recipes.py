@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bertchen.conversion.tokens import Recipe
 from bertchen.tokenizer import load_tokenizer, separator_id, tokenizer_fingerprint
+from bertchen.tokenizer.bpe import cuts_at_spaces
 
 _ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
 
@@ -30,14 +31,16 @@ def make_recipe(
     Raises:
         UserError: the tokenizer has no separator.
     """
+    as_json = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else None
     return Recipe(
         name=name,
-        tokenizer=tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else None,
+        tokenizer=as_json,
         separator=separator_id(tokenizer),
         ids=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
         seed=seed,
         clean=clean or {},
         bands=bands,
+        by_words=as_json is not None and cuts_at_spaces(as_json),
     )
 
 

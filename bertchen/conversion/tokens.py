@@ -16,6 +16,7 @@ import xxhash
 from tokenizers import Tokenizer
 
 from bertchen.conversion.segments import document_type
+from bertchen.conversion.word_cache import WordCache
 from bertchen.text.cleaning import Cleaning
 from bertchen.text.documents import EMPTY, Document, Rejected
 from bertchen.text.readers import Chunk
@@ -24,7 +25,7 @@ BATCH_CHARACTERS = 1 << 18
 NOT_SAMPLED = "not sampled"
 ALL_KEYS = 1 << 64
 
-Encode = Callable[[list[str]], list[list[int]]]
+Encode = Callable[[list[str]], list[npt.NDArray]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Recipe:
         seed: of the documents' keys.
         clean: the cleaners by name.
         bands: MinHash bands of a document.
+        by_words: whether words can be remembered, see `WordCache`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Recipe:
     seed: int
     clean: dict[str, Any]
     bands: int
+    by_words: bool = False
 
     @property
     def dtype(self) -> np.dtype:
@@ -92,6 +95,8 @@ def document_key(text: str, seed: int) -> int:
 def make_encoder(recipe: Recipe) -> Encode:
     """A function from texts to token ids, those of `tokenizer(texts, add_special_tokens=False)` but faster.
 
+    Ids are arrays of the recipe's dtype, (tokens,) each.
+
     With one difference: a text that spells a special token (`[SEP]`, `</s>`) is text, as it is with
     `split_special_tokens=True`. So a separator in the data always is the end of a document.
     """
@@ -99,22 +104,26 @@ def make_encoder(recipe: Recipe) -> Encode:
         from bertchen.tokenizer import load_tokenizer  # imports transformers, which takes seconds
 
         slow = load_tokenizer(recipe.name)
-        return lambda texts: slow(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-            "input_ids"
-        ]
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return lambda texts: [np.array(ids, dtype=recipe.dtype) for ids in slow(texts, **options)["input_ids"]]
+    if recipe.by_words:
+        return WordCache(recipe.tokenizer, recipe.dtype)
     backend = Tokenizer.from_str(recipe.tokenizer)
     # A tokenizer.json may hold settings of a call.
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
-    return lambda texts: [each.ids for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    return lambda texts: [
+        np.array(each.ids, dtype=recipe.dtype) for each in backend.encode_batch_fast(texts, add_special_tokens=False)
+    ]
 
 
 class ChunkTokenizer:
     """Tokenizes chunks by a recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._dtype, self._separator, self._seed = recipe.dtype, recipe.separator, recipe.seed
+        self._dtype, self._seed = recipe.dtype, recipe.seed
+        self._end = np.array([recipe.separator], dtype=recipe.dtype)
         self._encode = make_encoder(recipe)
         self._cleaning = Cleaning.from_dict(recipe.clean)
         self._document_type = document_type(recipe.bands)
@@ -135,10 +144,10 @@ class ChunkTokenizer:
             encoded = self._encode([document.text for document, _ in batch])
             kept = []
             for (document, key), ids in zip(batch, encoded, strict=True):
-                if not ids:
+                if not len(ids):
                     result.reject(_empty(document))
                     continue
-                tokens.append(np.array([*ids, self._separator], dtype=self._dtype))
+                tokens += [ids, self._end]
                 kept.append((len(ids) + 1, key, self._cleaning.bands(document.text)))
                 result.characters += len(document.text)
                 result.by_file[document.path] += 1

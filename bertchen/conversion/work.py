@@ -266,6 +266,12 @@ def read_plan(folder: Path) -> Plan | None:
         ) from None
 
 
+def begun_sources(there: Plan, settings: ConvertConfig) -> list[Source]:
+    """The sources of a plan that was begun, if these settings name the same ones; else none."""
+    begun = there.settings
+    return there.sources if (begun.source, begun.sources) == (settings.source, settings.sources) else []
+
+
 def plan_fingerprint(plan: Plan) -> str:
     """Tells whether two plans make the same bytes: 16 hexadecimal digits of a hash of all that these depend on."""
     content = {

@@ -22,6 +22,7 @@ from bertchen.conversion.describe import entropy
 from bertchen.conversion.tally import percentiles
 from bertchen.conversion.tokens import Recipe, make_encoder
 from bertchen.tokenizer import load_tokenizer, tokenizer_fingerprint
+from bertchen.tokenizer.bpe import cuts_at_spaces
 from bertchen.tokenizer.figures import TokenCounts, TokenIds, count_words, shown_token
 
 
@@ -79,8 +80,12 @@ class Measurement:
         self.counts = TokenCounts(tokenizer)
         self._lengths: Counter[int] = Counter()
         as_json = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else None
-        ids = len(self.counts.counts)
-        self.encode = make_encoder(Recipe(name, as_json, separator=0, ids=ids, seed=0, clean={}, bands=0))
+        self.encode = make_encoder(
+            Recipe(
+                name, as_json, separator=0, ids=len(self.counts.counts), seed=0, clean={}, bands=0,
+                by_words=as_json is not None and cuts_at_spaces(as_json),
+            )
+        )  # fmt: skip
 
     def add_documents(self, ids: Sequence[TokenIds]) -> None:
         """Adds whole documents, each as its token ids."""

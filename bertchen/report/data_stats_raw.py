@@ -49,9 +49,9 @@ def raw_stats(config: Config[StatsConfig]) -> dict[str, Any]:
         for source in sources:
             for batch in reading.batches(source):
                 batch_ids = first.encode([document.text for document in batch])
-                kept = [(document.text, ids) for document, ids in zip(batch, batch_ids, strict=True) if ids]
+                kept = [(document.text, ids) for document, ids in zip(batch, batch_ids, strict=True) if len(ids)]
                 for document, ids in zip(batch, batch_ids, strict=True):
-                    if not ids:
+                    if not len(ids):
                         reading.reject(_empty(document))
                 texts = [text for text, _ in kept]
                 first.add_documents([ids for _, ids in kept])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import takewhile
@@ -67,11 +67,15 @@ class Source:
     revision: str | None = None
 
 
-def resolve_sources(config: Config[ConvertConfig]) -> list[Source]:
+def resolve_sources(config: Config[ConvertConfig], begun: Iterable[Source] = ()) -> list[Source]:
     """The sources of a conversion with their files, in the order of the YAML.
 
     All keys are checked before anything is listed. Remote places are asked for names and sizes; of a source with
     `drop_rows` the beginning of the first file is read.
+
+    Args:
+        begun: what an interrupted conversion found for the same keys; of a hub repository its commit is read again,
+            wherever the branch has gone to since.
 
     Raises:
         UserError: a key that is wrong, missing or of no use, with its dotted name; no file; a place that can't be
@@ -83,7 +87,8 @@ def resolve_sources(config: Config[ConvertConfig]) -> list[Source]:
     for key, _, source in keyed:
         _check(config, key, source)
     _check_weights(config)
-    return [_resolve(config, key, name, source) for key, name, source in keyed]
+    commits = {source.name: source.revision for source in begun}
+    return [_resolve(config, key, name, source, commits.get(name)) for key, name, source in keyed]
 
 
 def choose_files(files: Sequence[SourceFile], fraction: float, seed: int) -> tuple[tuple[SourceFile, ...], float]:
@@ -190,13 +195,15 @@ def _check_weights(config: Config[ConvertConfig]) -> None:
             config.fail(f"sources.{name}.weight", "should be a number above 0")
 
 
-def _resolve(config: Config[ConvertConfig], key: str, name: str, source: SourceConfig) -> Source:
+def _resolve(config: Config[ConvertConfig], key: str, name: str, source: SourceConfig, commit: str | None) -> Source:
     sample, drop = source.sample, source.drop_rows
     try:
         if source.hub is None:
             paths, revision = resolve_paths(source.path), None
         else:
-            paths, revision = hub_files(source.hub, source.config, source.split, source.revision, source.files)
+            paths, revision = hub_files(
+                source.hub, source.config, source.split, commit or source.revision, source.files
+            )
         files = tuple(SourceFile(path, *size_and_version(path)) for path in paths)
     except UserError as error:
         raise UserError(f"{key}.{'hub' if source.hub else 'path'}: {error}") from error

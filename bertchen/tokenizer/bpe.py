@@ -94,7 +94,7 @@ def train_tokenizer(
         raise _too_small(vocab_size, fixed, f"{len(alphabet)} characters")
 
     blank = Tokenizer(models.BPE())
-    blank.normalizer, blank.pre_tokenizer = _normalizer(), _pre_tokenizer()
+    blank.normalizer, blank.pre_tokenizer = bpe_normalizer(), bpe_pre_tokenizer()
     trainer = BpeTrainer(
         vocab_size=vocab_size - fixed,
         min_frequency=min_frequency,
@@ -143,12 +143,31 @@ def _all_pieces(texts: Iterable[str]) -> Iterator[str]:
         yield from pieces(text)
 
 
-def _normalizer() -> normalizers.Normalizer:
+def bpe_normalizer() -> normalizers.Normalizer:
+    """The normal form C, and a space at the beginning of lines."""
     return normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(_LINE_START), "\n ")])
 
 
-def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+def bpe_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Words, numbers and runs of signs, each with the space before it; white space apart."""
     return pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
+
+
+def cuts_at_spaces(as_json: str) -> bool:
+    """Whether a tokenizer cuts text as this one does, so that no token crosses the beginning of a run of spaces.
+
+    Args:
+        as_json: the tokenizer's JSON.
+    """
+    ours = Tokenizer(models.BPE())
+    ours.normalizer, ours.pre_tokenizer = bpe_normalizer(), bpe_pre_tokenizer()
+    expected, given = json.loads(ours.to_str()), json.loads(as_json)
+    return (
+        all(given[part] == expected[part] for part in ("normalizer", "pre_tokenizer"))
+        and given["model"]["type"] == "BPE"
+        and not given["model"]["dropout"]
+        and all(token["special"] for token in given["added_tokens"])
+    )
 
 
 def _assemble(trained: dict) -> PreTrainedTokenizerFast:
@@ -161,7 +180,7 @@ def _assemble(trained: dict) -> PreTrainedTokenizerFast:
     vocab = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *BYTE_TOKENS, *learned))}
     merges = [tuple(pair) for pair in trained["merges"]]
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=UNK, byte_fallback=True))
-    backend.normalizer, backend.pre_tokenizer = _normalizer(), _pre_tokenizer()
+    backend.normalizer, backend.pre_tokenizer = bpe_normalizer(), bpe_pre_tokenizer()
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("\n ", "\n")])
     backend.post_processor = processors.TemplateProcessing(
         single="$A", pair=f"$A {SEP} $B:1", special_tokens=[(SEP, vocab[SEP])]

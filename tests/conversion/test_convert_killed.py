@@ -116,13 +116,14 @@ def succeed(command: Command) -> None:
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(folder: Path, start: Start) -> None:
-    """After some progress or after some time, whatever comes first: while the command starts, too."""
+    """By turns after some progress, and after some time or progress, so that some are while the command starts."""
     succeed(start(out="whole"))
     expected = converted(folder / "whole")
     numbers, kills, kept = random.Random(7), 0, set()
     while kills < KILLS:
         command = start()
-        goal, until = parts_in(command.work) + numbers.randint(0, 2), time.monotonic() + 4 * numbers.random()
+        goal, seconds = parts_in(command.work) + numbers.randint(0, 2), 4 * numbers.random()
+        until = time.monotonic() + (seconds if kills % 2 else PATIENCE)
         if command.wait_until(partial(is_time_to_kill, command.work, goal, until)):
             processes = [command.ps(), *command.ps().children(recursive=True)]
             command.kill_all()

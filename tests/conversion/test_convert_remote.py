@@ -95,7 +95,7 @@ def test_the_server_goes_away_before_each_kind_of_upload(
 ) -> None:
     """Before the first and the last, and some between; then the same command again."""
     last = len(expected) - 1
-    for at in {"true": (5, last), "false": (0, 12, last - 2, last - 1, last)}[keep_local]:
+    for at in {"true": (5, last), "false": (0, last // 2, last - 2, last - 1, last)}[keep_local]:
         with pytest.MonkeyPatch.context() as patched:
             go_away_at(at, store, patched)
             with pytest.raises(UserError) as failure:

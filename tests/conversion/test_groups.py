@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 import streaming.base.util
-from streaming import MDSWriter, StreamingDataset
+from streaming import StreamingDataset
 
 from bertchen.config.schema_convert import ConvertConfig
-from bertchen.conversion import groups
+from bertchen.conversion import block_writer, groups
 from bertchen.conversion.groups import (
     GROUP_SHARDS,
     Figures,
@@ -218,8 +218,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
         (os, "fsync"),
         (shutil, "copyfile"),
         (np, "savez_compressed"),
-        (MDSWriter, "flush_shard"),
-        (MDSWriter, "finish"),
+        (block_writer.BlockWriter, "write_shard"),
+        (block_writer.BlockWriter, "finish"),
         (streaming.base.util, "merge_index"),
     ]:
         interrupted(owner, name)
@@ -271,7 +271,7 @@ def test_full_disk(tmp_path: Path, written: dict[str, bytes], monkeypatch: pytes
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(MDSWriter, "flush_shard", full)
+        patched.setattr(block_writer, "_write", full)
         with pytest.raises(UserError, match=r"no space left on the device while writing .*train/00000"):
             write_all(job)
     assert files_in(job.data) == {}

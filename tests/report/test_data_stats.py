@@ -373,7 +373,7 @@ def test_tokenizer_of_the_folder_is_gone(make_folder: Callable[..., Any], tiny_t
 
 def test_missing_shard(make_folder: Callable[..., Any], tiny_tokenizer: str) -> None:
     folder, _ = make_folder(tiny_tokenizer)
-    next((folder / "val").glob("*.mds")).unlink()
+    next((folder / "val").rglob("*.mds")).unlink()
     with pytest.raises(UserError, match=r"val/shard.*missing"):
         converted(folder)
 

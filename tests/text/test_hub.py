@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ class Worker:
 
     def __init__(self, endpoint: str, home: Path, **environment: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        places = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        self.environment = {**kept, **places, **environment}
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("hub_worker.py"))],
-            env={**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), **environment},
+            env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -242,6 +245,34 @@ def test_private_data_set(worker: Worker) -> None:
     assert re.search(r"^user/secret: no such data set on http://127.*HF_TOKEN", message)
     paths, _ = worker.result("files", name="user/secret", token=TOKEN)
     assert worker.result("read", paths=paths, token=TOKEN) == ["üben"]
+
+
+def test_an_interrupted_conversion_goes_on_with_its_commit(hub: HubServer, worker: Worker, tmp_path: Path) -> None:
+    """Through the command: a bad row ends it, the branch moves on, and what is read then is still the first commit."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1, "alt": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", sep_token="[SEP]")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = [{"text": f"alt {number} " * 2000} for number in range(300)]  # so much that a part is saved before the end
+    first = hub.add("user/moving", {"data/a.jsonl": json_lines(*rows, {"text": 1})})
+    command = [
+        sys.executable, str(ROOT / "scripts/convert_dataset.py"), "source.hub=user/moving", "block_size=8",
+        "val_blocks=2", f"tokenizer={tmp_path / 'tokenizer'}", f"out={tmp_path / 'mds'}", "workers=1",
+    ]  # fmt: skip
+    run = partial(subprocess.run, env=worker.environment, capture_output=True, text=True)
+    assert "a.jsonl, line 301" in run(command).stderr
+    assert (tmp_path / "mds.partial").is_dir()
+    second = hub.add("user/moving", {"data/a.jsonl": json_lines({"text": "neu"})})
+    done = run([*command, "on_bad_rows=skip"])
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "mds/manifest.json").read_text())
+    assert manifest["sources"]["moving"]["revision"] == first != second
+    assert manifest["documents"] == {"read": 301, "kept": 300}
+    other = run([*command, "source.revision=main", "on_bad_rows=skip", f"out={tmp_path / 'other'}"])
+    assert other.returncode == 2, "the new one's text is too short, which shows that it was read"
 
 
 # --- what can't be found
