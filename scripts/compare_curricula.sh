@@ -16,9 +16,9 @@ declare -A settings=(
   [hybrid]="curriculum.hybrid={lengths: $lengths, patience: 2, delta: 1.0}"
   [hybrid_mask]="curriculum.hybrid={lengths: $lengths, patience: 2, delta: 1.0};masking.stage_rates=[0.30,0.25,0.20,0.15]"
   [dynamic]='curriculum.dynamic={lengths: [64, 512]}'
-  [bert]='model.architecture=bert'
-  [bert_static]="model.architecture=bert;curriculum.static={lengths: $lengths, begins: [0ba, ${quarter}ba, $((2 * quarter))ba, $((3 * quarter))ba]}"
-  [bert_hybrid]="model.architecture=bert;curriculum.hybrid={lengths: $lengths, patience: 2, delta: 1.0}"
+  [bert]='model.architecture=bert;model.intermediate_size=null'
+  [bert_static]="model.architecture=bert;model.intermediate_size=null;curriculum.static={lengths: $lengths, begins: [0ba, ${quarter}ba, $((2 * quarter))ba, $((3 * quarter))ba]}"
+  [bert_hybrid]="model.architecture=bert;model.intermediate_size=null;curriculum.hybrid={lengths: $lengths, patience: 2, delta: 1.0}"
 )
 mkdir -p "$out"
 
@@ -30,7 +30,7 @@ run() {
   local folder="runs/compare/$name-$seed"
   if "$python" main.py yamls/pretrain.yaml "data.local=$data" "tokenizer=$tokenizer" "save_folder=$folder" \
     "seed=$seed" "max_duration=${steps}ba" stop_after=null "save_interval=${steps}ba" export=false overwrite=true \
-    progress_bar=false console_log_interval=1000ba "${chosen[@]}" "$@" >"$out/$name-$seed.log" 2>&1; then
+    progress_bar=false console_log_interval=1000ba "$@" "${chosen[@]}" >"$out/$name-$seed.log" 2>&1; then
     cp "$folder/metrics.jsonl" "$out/$name-$seed.jsonl"
     echo "$name seed $seed: $(grep 'eval_512' "$out/$name-$seed.log" | tail -1)"
   else

@@ -16,7 +16,8 @@ def model_flops_utilization(tokens_per_second: float, parameters: int, devices: 
 
 
 class Throughput(Callback):
-    """Logs `throughput/tokens_per_sec`, `throughput/mfu` and `time/remaining_seconds` after every step.
+    """Logs `throughput/seconds` since the start, `throughput/tokens_per_sec`, `throughput/mfu` and
+    `time/remaining_seconds` after every step.
 
     Time is Composer's training time: steps, loading of data and checkpoints, without evaluation.
 
@@ -44,6 +45,7 @@ class Throughput(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._ends.append((state.timestamp.total_wct.total_seconds(), state.timestamp.token.value))
+        logger.log_metrics({"throughput/seconds": self._ends[-1][0]})
         if len(self._ends) < 2:
             return
         seconds = self._ends[-1][0] - self._ends[0][0]

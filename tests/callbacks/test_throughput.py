@@ -54,8 +54,8 @@ def test_utilization_is_the_papers(
     assert round(100 * found, 2) == percent
 
 
-def test_nothing_can_be_said_after_one_step(model: ComposerModel) -> None:
-    assert Run(model, Throughput(1000, 1e12)).step(at=3.0) == {}
+def test_after_one_step_only_its_time_can_be_said(model: ComposerModel) -> None:
+    assert Run(model, Throughput(1000, 1e12)).step(at=3.0) == {"throughput/seconds": 3.0}
 
 
 def test_rates_and_utilization(model: ComposerModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,8 @@ def test_rates_and_utilization(model: ComposerModel, monkeypatch: pytest.MonkeyP
 def test_without_a_peak_there_is_no_utilization(model: ComposerModel) -> None:
     run = Run(model, Throughput(1000, None))
     run.step(at=1)
-    assert set(run.step(at=2)) == {"throughput/tokens_per_sec", "time/remaining_seconds"}
+    logged = run.step(at=2)
+    assert set(logged) == {"throughput/seconds", "throughput/tokens_per_sec", "time/remaining_seconds"}
 
 
 def test_rates_are_means_over_the_window(model: ComposerModel) -> None:

@@ -119,7 +119,7 @@ def test_data_of_another_version(refuse: Refuse, prepared: Prepared, tmp_path: P
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damaged_shard(refuse: Refuse, prepared: Prepared, tmp_path: Path, split: str, damage: str) -> None:
     mds = shutil.copytree(prepared.mds, tmp_path / "mds")
-    shard = sorted((mds / split).glob("*.mds"))[-1]
+    shard = sorted((mds / split).rglob("*.mds"))[-1]
     spoil(shard, damage)
     message = refuse(f"data.local={mds}")
     assert str(shard) in message
