@@ -1,31 +1,46 @@
-"""Trains what a YAML describes: `composer main.py yamls/pretrain.yaml key.sub=value …`, or plain `python main.py …`."""
+"""Trains what a YAML describes: `composer main.py yamls/pretrain.yaml key.sub=value …`, or plain `python main.py …`.
+
+`task` names the recipe: `pretrain` is here, that of the tasks for a pretrained encoder in `bertchen/train/finetune.py`.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from composer import Trainer
 from composer.utils import dist
 
 from bertchen.algorithms import build_algorithms
 from bertchen.config import Config, load_config
+from bertchen.config.load import read_choice
+from bertchen.config.schema_finetune import FinetuneConfig
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import naming_full_disk, user_errors
 from bertchen.train import builders
 from bertchen.train.curriculum import refuse_other_checkpoint
 from bertchen.train.dry_run import dry_run
+from bertchen.train.finetune import finetune
+from bertchen.train.finetune_after import check_finetune_after, finetune_after
 from bertchen.train.finish import finish, has_ended
 from bertchen.train.preflight import preflight
 from bertchen.train.run_folder import CHECKPOINT_FILE, LATEST_FILE, adopt_checkpoints, prepare_run_folder
 from bertchen.train.setup import run_name_of, set_up_process
 
-USAGE = "composer main.py yamls/pretrain.yaml data.local=… tokenizer=… save_folder=… key.sub=value …"
-
 
 def pretrain(config: Config[TrainConfig]) -> None:
+    """Masked language modelling, and then the tasks of `finetune_after`, when its model has left the memory."""
+    train_masked_lm(config)
+    finetune_after(config)
+
+
+def train_masked_lm(config: Config[TrainConfig]) -> None:
     """Masked language modelling on MDS shards, from checks to export."""
     cfg = config.value
     checked = preflight(config)
+    check_finetune_after(config)
 
     model = builders.build_model(config, checked)
     train_loader = builders.build_train_loader(config, checked)
@@ -82,16 +97,34 @@ def pretrain(config: Config[TrainConfig]) -> None:
     finish(config, trainer)
 
 
-TASKS = {"pretrain": pretrain}
+@dataclass(frozen=True)
+class Task:
+    """What `task` names: the schema of its configuration, its recipe, and how it is called."""
+
+    schema: type
+    recipe: Callable[[Config[Any]], None]
+    usage: str
+
+
+_PRETRAIN = Task(
+    TrainConfig, pretrain, "composer main.py yamls/pretrain.yaml data.local=… tokenizer=… save_folder=… key.sub=value …"
+)
+_FINETUNE = Task(FinetuneConfig, finetune, "composer main.py yamls/finetune/germeval24.yaml model=… key.sub=value …")
+TASKS = {
+    "pretrain": _PRETRAIN,
+    "classification": _FINETUNE,
+    "tagging": _FINETUNE,
+    "question_answering": _FINETUNE,
+}
 
 
 def main(argv: list[str]) -> None:
     """Reads the configuration and runs its task."""
-    config = load_config(TrainConfig, argv, USAGE)
-    builders.check_task(config, list(TASKS))
+    task = TASKS[read_choice(argv, "task", TASKS, "pretrain", _PRETRAIN.usage)]
+    config = load_config(task.schema, argv, task.usage)
     set_up_process()
     with naming_full_disk(config.value.save_folder):
-        TASKS[config.value.task](config)
+        task.recipe(config)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,16 @@ from bertchen.callbacks.peak_memory import PeakMemory
 from bertchen.callbacks.stage_data import StageData
 from bertchen.callbacks.step_seed import StepSeed
 from bertchen.callbacks.stop_after import StopAfter
+from bertchen.callbacks.task_evaluation import EarlyStopping, TaskEvaluation
 from bertchen.callbacks.throughput import Throughput
 
-__all__ = ["MetricsFile", "PeakMemory", "StageData", "StepSeed", "StopAfter", "Throughput"]
+__all__ = [
+    "EarlyStopping",
+    "MetricsFile",
+    "PeakMemory",
+    "StageData",
+    "StepSeed",
+    "StopAfter",
+    "TaskEvaluation",
+    "Throughput",
+]

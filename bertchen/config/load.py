@@ -99,6 +99,29 @@ def load_config(schema: type[T], argv: Sequence[str], usage: str) -> Config[T]:
     return Config(value=value, sources=sources)  # type: ignore[arg-type]
 
 
+def read_choice(argv: Sequence[str], key: str, known: Iterable[str], default: str, usage: str) -> str:
+    """The value of the one key that decides about the schema that all others must have.
+
+    Args:
+        argv: as `load_config` takes it.
+        key: without dots.
+        known: the values it may have.
+        default: where no YAML and no override sets it.
+
+    Raises:
+        UserError: a file that can't be read; an unknown value, with the nearest known one.
+    """
+    layers = [(item, _read_yaml(item, usage)) for item in argv if "=" not in item and not item.startswith("-")]
+    layers += [(COMMAND_LINE, _read_override(item)) for item in argv if item.startswith(f"{key}=")]
+    value, origin = default, DEFAULTS
+    for source, layer in layers:
+        if key in layer:
+            value, origin = layer[key], source
+    if value not in known:
+        raise UserError(f"{key}={_show(value)} (from {origin}): unknown; {nearest(str(value), known)}")
+    return value
+
+
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`did you mean x?` for the known name nearest to `name`, or the list of all where none is near.
 

@@ -178,6 +178,8 @@ class TrainConfig:
         autoresume: go on from the last checkpoint of `save_folder` if there is one.
         overwrite: remove an earlier run in `save_folder`.
         export: write a Hugging Face folder to `save_folder`/hf at the end.
+        finetune_after: tasks that the model is fine-tuned for when pretraining has ended: names of YAMLs in
+            yamls/finetune/, or paths; results land in `save_folder`/finetune.
         dry_run: check everything, run one step, print what would be trained, leave nothing.
         progress_bar: show one; else log to the console every `console_log_interval`.
     """
@@ -213,6 +215,7 @@ class TrainConfig:
     autoresume: bool = False
     overwrite: bool = False
     export: bool = True
+    finetune_after: list[str] = field(default_factory=list)
     dry_run: bool = False
     progress_bar: bool = True
     console_log_interval: str = "10ba"

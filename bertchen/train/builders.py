@@ -209,7 +209,7 @@ def _adamw(groups: list[dict[str, Any]], **arguments: Any) -> torch.optim.Optimi
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": _adamw, "decoupled_adamw": DecoupledAdamW}
 
 
-def build_optimizer(config: Config[TrainConfig], model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: Config[Any], model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that `optimizer.name` names."""
     optimizer = config.value.optimizer
     if optimizer.name not in OPTIMIZERS:
@@ -231,7 +231,7 @@ SCHEDULERS: dict[str, Callable[..., ComposerScheduler]] = {
 }
 
 
-def build_scheduler(config: Config[TrainConfig]) -> ComposerScheduler:
+def build_scheduler(config: Config[Any]) -> ComposerScheduler:
     """The scheduler that `scheduler.name` names."""
     scheduler = config.value.scheduler
     if scheduler.name not in SCHEDULERS:
@@ -269,7 +269,7 @@ def _has_netrc_entry() -> bool:
         return False
 
 
-def build_loggers(config: Config[TrainConfig], run_name: str) -> list[LoggerDestination]:
+def build_loggers(config: Config[Any], run_name: str) -> list[LoggerDestination]:
     """`metrics.jsonl` always; W&B (offline without a key, never a prompt) and TensorBoard by name."""
     cfg = config.value
     folder = "." if is_remote(cfg.save_folder) else cfg.save_folder
@@ -283,10 +283,23 @@ def build_loggers(config: Config[TrainConfig], run_name: str) -> list[LoggerDest
 def build_callbacks(config: Config[TrainConfig], checked: Checked, parameters: int) -> list[Callback]:
     """The callbacks under `callbacks`, the seeding of each step, and the wall-clock limit if there is one."""
     stop = StopAfter(checked.stop_after, str(config.value.stop_after)) if checked.stop_after else None
+    left = (lambda: stop.seconds - stop.elapsed()) if stop else None
+    return [*named_callbacks(config, parameters, checked.peak_flops, left), *([stop] if stop else [])]
+
+
+def named_callbacks(
+    config: Config[Any], parameters: int, peak_flops: float | None, seconds_left: Callable[[], float] | None = None
+) -> list[Callback]:
+    """The callbacks under `callbacks`, and before them the seeding of each step.
+
+    Args:
+        parameters: of the model.
+        peak_flops: of one device [FLOP/s], if known.
+        seconds_left: what another limit than `max_duration` leaves, if there is one.
+    """
 
     def throughput(window: int = 10) -> Throughput:
-        left = (lambda: stop.seconds - stop.elapsed()) if stop else None
-        return Throughput(parameters, checked.peak_flops, window, left)
+        return Throughput(parameters, peak_flops, window, seconds_left)
 
     table: dict[str, Callable[..., Callback]] = {
         "throughput": throughput,
@@ -296,8 +309,7 @@ def build_callbacks(config: Config[TrainConfig], checked: Checked, parameters: i
         "nan_monitor": NaNMonitor,
         "optimizer_monitor": OptimizerMonitor,
     }
-    chosen = build_named(config, "callbacks", table)
-    return [StepSeed(config.value.seed), *chosen, *([stop] if stop else [])]
+    return [StepSeed(config.value.seed), *build_named(config, "callbacks", table)]
 
 
 def build_stage_data(config: Config[TrainConfig], loader: DataSpec, curriculum: Stages | None) -> list[Callback]:
@@ -306,9 +318,3 @@ def build_stage_data(config: Config[TrainConfig], loader: DataSpec, curriculum: 
     if not data.stage_splits or curriculum is None:
         return []
     return [StageData(loader.dataloader.dataset, curriculum, data.when_stage_ends)]
-
-
-def check_task(config: Config[TrainConfig], known: list[str]) -> None:
-    """Raises the `UserError` for a task that isn't known."""
-    if config.value.task not in known:
-        config.fail("task", f"unknown; {nearest(config.value.task, known)}")

@@ -16,9 +16,10 @@ from bertchen.config import Config
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
 from bertchen.train.architectures import ModelConfig
+from bertchen.train.checks import CHECKPOINT_BYTES_PER_PARAMETER, show_bytes
 from bertchen.train.composer_model import ComposerMaskedLM
 from bertchen.train.devices import device_name
-from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, Checked, show_bytes, train_splits
+from bertchen.train.preflight import Checked, train_splits
 
 
 def flops_per_token(model: ModelConfig, parameters: int, seq_len: int, rate: float) -> float:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -28,13 +25,19 @@ from bertchen.errors import UserError
 from bertchen.model import why_unavailable
 from bertchen.tokenizer import load_tokenizer, require_mask_token, tokenizer_fingerprint
 from bertchen.train.architectures import ModelConfig, build_model_config, count_parameters
+from bertchen.train.checks import (
+    COUNTED,
+    check_disk,
+    check_not_negative,
+    check_positive,
+    check_seed_and_betas,
+    check_time,
+    check_warmup,
+    checked,
+)
 from bertchen.train.curriculum import Curriculum, check_curriculum
 from bertchen.train.devices import compute_dtype, device_name, peak_flops, resolve_precision
 from bertchen.train.run_folder import check_run_folder, find_checkpoint, is_remote
-
-MAX_SEED = 2**32 - 1
-# float32 weights and AdamW's two moments.
-CHECKPOINT_BYTES_PER_PARAMETER = 12
 
 # Keys whose value, where there is one, must be positive, and those that may be 0 too.
 _POSITIVE = (
@@ -51,11 +54,10 @@ _POSITIVE = (
 _NOT_NEGATIVE = ("optimizer.weight_decay", "optimizer.eps", "data.num_workers")
 
 # The units that Composer takes for each key.
-_COUNTED = (TimeUnit.BATCH, TimeUnit.EPOCH, TimeUnit.TOKEN, TimeUnit.SAMPLE)
 _TIME_UNITS = {
-    "max_duration": _COUNTED,
-    "save_interval": (*_COUNTED, TimeUnit.DURATION, TimeUnit.SECOND),
-    "eval.interval": (*_COUNTED, TimeUnit.DURATION, TimeUnit.SECOND),
+    "max_duration": COUNTED,
+    "save_interval": (*COUNTED, TimeUnit.DURATION, TimeUnit.SECOND),
+    "eval.interval": (*COUNTED, TimeUnit.DURATION, TimeUnit.SECOND),
     "console_log_interval": (TimeUnit.BATCH, TimeUnit.EPOCH),
 }
 
@@ -97,7 +99,7 @@ def preflight(config: Config[TrainConfig]) -> Checked:
     _check_numbers(config)
     _check_stages(config)
     stop_after = _duration_limit(config)
-    precision = _checked(config, "precision", resolve_precision, cfg.precision)
+    precision = checked(config, "precision", resolve_precision, cfg.precision)
     if not cfg.dry_run:
         check_run_folder(cfg.save_folder, cfg.autoresume, cfg.overwrite)
     tokenizer = load_tokenizer(cfg.tokenizer)
@@ -109,7 +111,12 @@ def preflight(config: Config[TrainConfig]) -> Checked:
     steps_an_epoch = manifest["splits"][train_splits(config)[0]]["blocks"] // cfg.global_train_batch_size
     curriculum = check_curriculum(config, manifest["block_size"], steps_an_epoch)
     if not is_remote(cfg.save_folder):
-        _check_disk(config, model_config)
+        check_disk(
+            config,
+            count_parameters(model_config),
+            cfg.save_num_checkpoints_to_keep,
+            "lower save_num_checkpoints_to_keep",
+        )
     if dist.get_local_rank() == 0 and cfg.data.remote is None:
         for split in _splits(config):
             check_shards(
@@ -136,21 +143,12 @@ def _check_numbers(config: Config[TrainConfig]) -> None:
             config.fail(f"masking.{key}", "should be a share between 0 and 1")
     if cfg.masking.mask_share + cfg.masking.random_share > 1:
         config.fail("masking.random_share", f"together with mask_share={cfg.masking.mask_share} it is over 1")
-    for key in _POSITIVE:
-        value = attrgetter(key)(cfg)
-        if value is not None and not value > 0:
-            config.fail(key, "should be positive")
-    for key in _NOT_NEGATIVE:
-        value = attrgetter(key)(cfg)
-        if value is not None and not value >= 0:
-            config.fail(key, "should be 0 or more")
-    if not 0 <= cfg.seed <= MAX_SEED:
-        config.fail("seed", "should lie between 0 and 2^32 - 1")
-    if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
-        config.fail("optimizer.betas", "should be two numbers from 0 to below 1")
+    check_positive(config, _POSITIVE)
+    check_not_negative(config, _NOT_NEGATIVE)
+    check_seed_and_betas(config)
     for key, units in _TIME_UNITS.items():
-        _check_time(config, key, units)
-    _check_warmup(config)
+        check_time(config, key, units)
+    check_warmup(config)
     if not cfg.eval.lengths:
         config.fail("eval.lengths", "should name at least one length")
     if len(set(cfg.eval.lengths)) < len(cfg.eval.lengths):
@@ -176,49 +174,12 @@ def _check_stages(config: Config[TrainConfig]) -> None:
             config.fail(key, "there are no epochs with data.stage_splits: give steps, as 100ba, or tokens", text)
 
 
-def _parse_time(text: str) -> Time | None:
-    """None for what Composer can't read, whatever it says about it."""
-    try:
-        return Time.from_timestring(text)
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _check_time(config: Config[TrainConfig], key: str, units: Sequence[TimeUnit]) -> None:
-    text = attrgetter(key)(config.value)
-    time = _parse_time(text)
-    if time is None or time.unit not in units:
-        expected = "should be a number with a unit: 100ba (steps), 1ep (epochs)"
-        expected += ", 1000000tok (tokens)" if TimeUnit.TOKEN in units else ""
-        expected += "; a limit by the clock is stop_after" if key == "max_duration" else ""
-        config.fail(key, expected, text)
-    if time.value <= 0:
-        config.fail(key, "should be more than 0", text)
-
-
-def _check_warmup(config: Config[TrainConfig]) -> None:
-    text, goal = config.value.scheduler.t_warmup, config.value.max_duration
-    time, key = _parse_time(text), "scheduler.t_warmup"
-    if time is None or time.unit not in (*_COUNTED, TimeUnit.DURATION) or time.value < 0:
-        config.fail(key, "should be a share of the run, as 0.06dur, or a number of steps or tokens, as 150ba", text)
-    units = {time.unit, Time.from_timestring(goal).unit}
-    if time.unit != TimeUnit.DURATION and len(units) > 1 and units != {TimeUnit.BATCH, TimeUnit.EPOCH}:
-        config.fail(key, f"should have the unit of max_duration={goal}, or be a share of the run, as 0.06dur", text)
-
-
 def _duration_limit(config: Config[TrainConfig]) -> float | None:
     return (
         None
         if config.value.stop_after is None
-        else _checked(config, "stop_after", parse_seconds, config.value.stop_after)
+        else checked(config, "stop_after", parse_seconds, config.value.stop_after)
     )
-
-
-def _checked(config: Config[TrainConfig], key: str, function: Any, value: Any) -> Any:
-    try:
-        return function(value)
-    except ValueError as error:
-        config.fail(key, str(error), value)
 
 
 def _check_data(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -295,25 +256,3 @@ def _check_batch(config: Config[TrainConfig], manifest: dict[str, Any]) -> int:
     if blocks < cfg.global_train_batch_size:
         config.fail("global_train_batch_size", f"{split} has {blocks} blocks only: give at most that many")
     return per_device
-
-
-def _check_disk(config: Config[TrainConfig], model: ModelConfig) -> None:
-    """Room for the checkpoints that are kept, the one being written, and the export."""
-    cfg = config.value
-    one = count_parameters(model) * CHECKPOINT_BYTES_PER_PARAMETER
-    needed = one * (cfg.save_num_checkpoints_to_keep + 1) + one // 3
-    folder = Path(cfg.save_folder).resolve()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        config.fail(
-            "save_folder",
-            f"no space left: {cfg.save_num_checkpoints_to_keep + 1} checkpoints and the export need "
-            f"{show_bytes(needed)}, {show_bytes(free)} are free; free some or lower save_num_checkpoints_to_keep",
-        )
-
-
-def show_bytes(count: float) -> str:
-    """`1.64 GB`, `445 kB`: three digits and a unit."""
-    power = min(int(math.log10(max(count, 1))) // 3, 4)
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -21,10 +21,12 @@ METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "ep{epoch}-ba{batch}-rank{rank}.pt"
 LATEST_FILE = "latest-rank{rank}.pt"
 EXPORT_FOLDER = "hf"
+BEST_FILE = "best_weights.pt"
+FINETUNE_FOLDER = "finetune"
 _CHECKPOINT = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
-_TEXT = f"{re.escape(CONFIG_FILE)}|{re.escape(METRICS_FILE)}"
+_TEXT = "|".join(map(re.escape, (CONFIG_FILE, METRICS_FILE, BEST_FILE)))
 _OURS = re.compile(rf"{_TEXT}|\.({_TEXT})\.tmp|(ep\d+-ba\d+|latest)-rank\d+\.pt")
-_OUR_FOLDERS = re.compile(rf"{EXPORT_FOLDER}|\.{EXPORT_FOLDER}\.tmp-\w+|tensorboard|wandb")
+_OUR_FOLDERS = re.compile(rf"{EXPORT_FOLDER}|\.{EXPORT_FOLDER}\.tmp-\w+|tensorboard|wandb|{FINETUNE_FOLDER}")
 
 
 def is_remote(folder: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from composer.utils import dist, get_device
 
+from bertchen.config.schema_finetune import FinetuneConfig
 from bertchen.config.schema_train import TrainConfig
 from bertchen.data.shared_memory import allow_open_files
 
@@ -30,6 +31,10 @@ def set_up_process() -> None:
     dist.initialize_dist(get_device(None), timeout=1800)
 
 
-def run_name_of(cfg: TrainConfig) -> str:
-    """The run's name in the logs: `run_name`, or the name of its folder."""
-    return cfg.run_name or Path(cfg.save_folder).resolve().name
+def run_name_of(cfg: TrainConfig | FinetuneConfig) -> str:
+    """The run's name in the logs: `run_name`, or the name of its folder, behind that of a fine-tuning's task."""
+    assert cfg.save_folder is not None
+    folder = Path(cfg.save_folder).resolve().name
+    if isinstance(cfg, FinetuneConfig):
+        return f"{cfg.name}-{folder}"
+    return cfg.run_name or folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import MISSING
 
+import main
 from bertchen.config import Config, load_config
-from bertchen.config.load import nearest
+from bertchen.config.load import nearest, read_choice
+from bertchen.config.schema_finetune import FinetuneConfig
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
 
@@ -353,7 +356,7 @@ PAPER = {
     "algorithms.gradient_clipping.clipping_type": "norm",
     "algorithms.gradient_clipping.clipping_threshold": 1.0,
 }
-REQUIRED = ("out=x", "save_folder=x", "tokenizer=x", "data.local=x", "input=x", "source.path=x")
+REQUIRED = ("out=x", "save_folder=x", "tokenizer=x", "data.local=x", "input=x", "source.path=x", "models=[x]")
 
 
 def pretrain(*overrides: str) -> Config[TrainConfig]:
@@ -402,6 +405,8 @@ def schema_of(yaml_path: Path) -> type:
     commands = [word for word in shown if word.endswith(".py")]
     if not commands:
         return schema_of(ROOT / next(word for word in shown if word.endswith(".yaml")))
+    if commands[0] == "main.py":  # whose schema is that of the YAML's task
+        return main.TASKS[yaml.safe_load(yaml_path.read_text())["task"]].schema
     source = (ROOT / commands[0]).read_text()
     named = [kind for name, kind in schemas().items() if f"load_config({name.split('.')[1]}" in source]
     assert len(named) == 1, f"{commands[0]} should load one schema"
@@ -412,6 +417,7 @@ def schema_of(yaml_path: Path) -> type:
 def test_every_yaml_loads_with_the_schema_of_its_command(path: Path) -> None:
     schema = schema_of(path)
     required = [item for item in REQUIRED if has_key(schema, item.split("=")[0])]
+    required += ["model=x"] if schema is FinetuneConfig else []  # in pretraining it is a mapping
     assert isinstance(load_config(schema, [str(path), *required], "usage").value, schema)
 
 
@@ -446,3 +452,56 @@ def test_names_that_should_be_numbers(override: str, message: str) -> None:
 
 def test_a_pattern_of_files_on_the_command_line() -> None:
     assert load_config(Inner, ["path=*.jsonl"], "usage").value.path == "*.jsonl"
+
+
+class TestReadChoice:
+    """The one key that is looked at before the schema is known."""
+
+    @pytest.fixture
+    def choose(self, tmp_path: Path) -> Callable[..., str]:
+        for name, content in (("a", "task: one"), ("b", "task: two\nother: 1"), ("c", "other: 1"), ("d", "task: ???")):
+            (tmp_path / f"{name}.yaml").write_text(content)
+
+        def call(*argv: str) -> str:
+            items = [str(tmp_path / item) if item.endswith(".yaml") else item for item in argv]
+            return read_choice(items, "task", ["one", "two", "three"], "three", "usage")
+
+        return call
+
+    @pytest.mark.parametrize(
+        ("argv", "expected"),
+        [
+            ((), "three"),
+            (("c.yaml",), "three"),
+            (("d.yaml",), "three"),
+            (("a.yaml",), "one"),
+            (("a.yaml", "b.yaml"), "two"),
+            (("b.yaml", "a.yaml"), "one"),
+            (("task=two", "a.yaml"), "two"),
+            (("task=two", "task=three", "a.yaml"), "three"),
+            (("tasks=two", "a.task=two", "--task", "-h", "a.yaml"), "one"),
+        ],
+    )
+    def test_the_last_counts_and_the_command_line_before_files(
+        self, choose: Callable[..., str], argv: tuple[str, ...], expected: str
+    ) -> None:
+        assert choose(*argv) == expected
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (("task=thre",), "task=thre (from the command line): unknown; did you mean three?"),
+            (("task=[one]",), "task=['one'] (from the command line): unknown"),
+            (("task=null",), "task=None (from the command line): unknown"),
+            (("no.yaml",), "no.yaml: no such YAML file; usage: usage"),
+        ],
+    )
+    def test_what_is_wrong(self, choose: Callable[..., str], argv: tuple[str, ...], message: str) -> None:
+        with pytest.raises(UserError, match=re.escape(message)):
+            choose(*argv)
+
+    def test_a_file_that_names_an_unknown_task_is_told(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.yaml"
+        path.write_text("task: ones")
+        with pytest.raises(UserError, match=re.escape(f"task=ones (from {path}): unknown; did you mean one?")):
+            read_choice([str(path)], "task", ["one"], "one", "usage")

@@ -294,9 +294,3 @@ def test_a_key_in_netrc_is_used(
 def test_without_the_logger_nothing_is_set(train_config: MakeConfig, no_account: Path) -> None:
     builders.build_loggers(train_config(), "name")
     assert "WANDB_MODE" not in os.environ
-
-
-def test_unknown_task(train_config: MakeConfig) -> None:
-    builders.check_task(train_config(), ["pretrain", "finetune"])
-    with pytest.raises(UserError, match=r"^task=pretrian \(from the command line\): unknown; did you mean pretrain\?$"):
-        builders.check_task(train_config("task=pretrian"), ["pretrain", "finetune"])

@@ -17,7 +17,8 @@ from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig
 from bertchen.train.architectures import build_model_config, count_parameters
-from bertchen.train.preflight import CHECKPOINT_BYTES_PER_PARAMETER, preflight
+from bertchen.train.checks import CHECKPOINT_BYTES_PER_PARAMETER
+from bertchen.train.preflight import preflight
 
 MakeConfig = Callable[..., Config[TrainConfig]]
 
@@ -202,7 +203,7 @@ def test_data_that_is_not_there(train_config: MakeConfig, tmp_path: Path) -> Non
 
 
 def first_shard(folder: Path, split: str) -> Path:
-    return sorted((folder / split).glob("*.mds"))[0]
+    return sorted((folder / split).rglob("*.mds"))[0]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -254,7 +255,7 @@ def test_a_full_disk(train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) 
             asked.append(Path(path))
             return Usage(10 * count, 9 * count, count)
 
-        monkeypatch.setattr("bertchen.train.preflight.shutil.disk_usage", usage)
+        monkeypatch.setattr("bertchen.train.checks.shutil.disk_usage", usage)
 
     free(5 * one)
     preflight(config)
