@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from shared_memory import given_back
 
 # Imported where they are used, so that the tests of the model alone need PyTorch and Transformers and no more.
 if TYPE_CHECKING:
-    from streaming.base.shared.memory import SharedMemory
     from transformers import PreTrainedTokenizerBase
 
     from bertchen.config import Config
@@ -95,28 +92,10 @@ def tiny_data(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def shared_memory_given_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For tests that make StreamingDatasets: these keep their shared memory to the end of the process.
-
-    And each opens that of all before it, so that a process with hundreds of them would run out of files.
-    """
-    from streaming.base.shared.memory import SharedMemory
-
-    taken: list[SharedMemory] = []
-    take = SharedMemory.__init__
-
-    def take_and_note(self: SharedMemory, *args: Any, **options: Any) -> None:
-        take(self, *args, **options)
-        taken.append(self)
-
-    monkeypatch.setattr(SharedMemory, "__init__", take_and_note)
-    yield
-    if taken:
-        gc.collect()
-    for memory in taken:
-        with suppress(BufferError):  # still in use by an object that a failed test's traceback holds
-            memory.cleanup()
-            atexit.unregister(memory.cleanup)
+def shared_memory_given_back() -> Iterator[None]:
+    """For tests that make StreamingDatasets, see `given_back`."""
+    with given_back():
+        yield
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_twenty_kills_at_random_moments(folder: Path, start: Start) -> None:
     numbers, kills, kept = random.Random(7), 0, set()
     while kills < KILLS:
         command = start()
-        goal, seconds = parts_in(command.work) + numbers.randint(0, 2), 4 * numbers.random()
+        goal, seconds = parts_in(command.work) + numbers.randint(0, 8), 4 * numbers.random()
         until = time.monotonic() + (seconds if kills % 2 else PATIENCE)
         if command.wait_until(partial(is_time_to_kill, command.work, goal, until)):
             processes = [command.ps(), *command.ps().children(recursive=True)]

@@ -21,6 +21,7 @@ from running import (
     names_in_shared_memory,
     succeed,
 )
+from shared_memory import given_back
 
 import main
 from bertchen.errors import user_errors
@@ -74,7 +75,7 @@ def _in_process(*arguments: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         try:
-            with user_errors():
+            with given_back(), user_errors():
                 main.main(list(arguments))
         finally:
             torch.set_num_threads(threads)
