@@ -307,7 +307,7 @@ def test_a_checkpoint_of_another_curriculum(
             in_process(*arguments(prepared, folder, "hybrid", "autoresume=true", *other))
         assert caught.value.code == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"error: {folder}/{checkpoints(folder)[-1]}: ")
+        assert f"\nerror: {folder}/{checkpoints(folder)[-1]}: " in f"\n{said}"
         assert message in said
     assert tree(folder) == before
 

@@ -25,7 +25,7 @@ def first_run(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> t
 
 def test_tokenizer_and_shards_say_what_they_are(prepared: Prepared) -> None:
     manifest = prepared.manifest()
-    assert manifest["documents"] == 130
+    assert manifest["documents"] == {"read": 130, "kept": 130}
     assert manifest["splits"]["train"]["blocks"] >= 200
     assert manifest["splits"]["val"]["blocks"] == 22
     assert manifest["tokenizer"]["name"] == str(prepared.tokenizer)
