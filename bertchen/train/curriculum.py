@@ -98,7 +98,7 @@ def refuse_other_checkpoint(
     saved = torch.load(load_path, map_location="cpu", mmap=True, weights_only=False)["state"]
     states = dict(saved["algorithms"])
     try:
-        for algorithm in algorithms:
+        for algorithm in reversed(algorithms):  # as they act: the curriculum before the masking that follows it
             if refuse_other := getattr(algorithm, "refuse_other", None):
                 refuse_other(states.get(type(algorithm).__qualname__, {}))
         refuse_other_stages(saved["dataset_state"]["train"], stage_splits)
