@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -132,6 +132,17 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     if matches:
         return f"did you mean {prefix}{matches[0]}?"
     return f"known: {', '.join(prefix + other for other in names)}"
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to value of nested mappings; an empty one is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _read_yaml(path: str, usage: str) -> DictConfig:

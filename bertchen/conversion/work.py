@@ -27,6 +27,7 @@ from typing import Any
 import xxhash
 from omegaconf import OmegaConf
 
+from bertchen.config.load import flatten
 from bertchen.config.schema_convert import ConvertConfig
 from bertchen.conversion.pack import load_arrangement
 from bertchen.conversion.segments import SegmentInfo, Segments
@@ -275,7 +276,7 @@ def begun_sources(there: Plan, settings: ConvertConfig) -> list[Source]:
 def plan_fingerprint(plan: Plan) -> str:
     """Tells whether two plans make the same bytes: 16 hexadecimal digits of a hash of all that these depend on."""
     content = {
-        "config": {key: value for key, value in _flat(plan.config).items() if key.partition(".")[0] not in FREE_KEYS},
+        "config": {key: value for key, value in flatten(plan.config).items() if key.partition(".")[0] not in FREE_KEYS},
         "tokenizer": plan.tokenizer["fingerprint"],
         "files": [[file.path, file.bytes, file.version] for source in plan.sources for file in source.files],
     }
@@ -317,7 +318,7 @@ def _write_plan(folder: Path, plan: Plan) -> None:
 
 def _difference(there: Plan, now: Plan, free: Sequence[str]) -> str | None:
     """What of the plan that was begun isn't so any more, in words; the keys in `free` apart."""
-    before, after = _flat(there.config), _flat(now.config)
+    before, after = flatten(there.config), flatten(now.config)
     # An empty section is named only where nothing in it differs.
     for key in sorted({**after, **before}, key=lambda key: {} in (before.get(key), after.get(key))):
         if before.get(key, ...) != after.get(key, ...) and key.partition(".")[0] not in free:
@@ -349,13 +350,3 @@ def _settings(config: dict[str, Any]) -> ConvertConfig:
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ConvertConfig), config))
     assert isinstance(settings, ConvertConfig)
     return settings
-
-
-def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

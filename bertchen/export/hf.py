@@ -130,7 +130,7 @@ def _write(
     config = copy.deepcopy(model.config)
     config.dtype = dtype
     if isinstance(model, MosaicBertForMaskedLM):
-        _add_code(temporary, config)
+        add_code(temporary, config)
     else:
         config.architectures = [BertForMaskedLM.__name__]
         tokenizer = copy.deepcopy(tokenizer)
@@ -149,7 +149,7 @@ def _write_weights(path: Path, model: Model, dtype: torch.dtype) -> None:
     path.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
 
 
-def _add_code(temporary: Path, config: MosaicBertConfig) -> None:
+def add_code(temporary: Path, config: MosaicBertConfig) -> None:
     """Copies the model's code and names it in the configuration."""
     for file in Path(bertchen.model.__file__).parent.glob("*.py"):
         shutil.copyfile(file, temporary / file.name)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bertchen.config.load import flatten
 from bertchen.errors import UserError
 from bertchen.tasks.results import Record, read_results
 
@@ -160,19 +161,9 @@ def _experiment(record: Mapping[str, Any]) -> str:
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
-        for key, value in _flat(record.get("config") or {}).items()
+        for key, value in flatten(record.get("config") or {}).items()
         if key not in _INCIDENTAL and key.partition(".")[0] not in _INCIDENTAL
     }
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _labels(entries: Iterable[Entry]) -> dict[tuple[str, str], str]:

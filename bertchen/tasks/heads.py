@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bertchen.errors import UserError
-from bertchen.export.hf import _add_code
+from bertchen.export.hf import add_code
 from bertchen.model import (
     MosaicBertForQuestionAnswering,
     MosaicBertForSequenceClassification,
@@ -170,7 +170,7 @@ def export_finetuned(
         raise UserError(f"{len(labels)} names for {model.num_labels} labels: give one for each")
     exported = _hugging_face_model(model, list(labels))
     with staged_folder(folder, holds="config.json", overwrite=overwrite) as temporary:
-        _add_code(temporary, exported.config)
+        add_code(temporary, exported.config)
         exported.config.architectures = [type(exported).__name__]
         exported.save_pretrained(temporary)
         encoder.tokenizer.save_pretrained(temporary)
