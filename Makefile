@@ -20,8 +20,9 @@ help:  ## this list
 demo: $(VENV)/.requirements.installed  ## train, evaluate and export a small model on this machine
 	$(VENV)/bin/python scripts/demo.py $(ARGS)
 
+# A process a core, of one thread each: the tests' models are too small for more.
 test: $(VENV)/.requirements-dev.installed  ## the tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.requirements-dev.installed  ## check style and formatting
 	$(VENV)/bin/python -m ruff check .

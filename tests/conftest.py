@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import random
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +29,45 @@ WORDS = re.findall(
 )
 BLOCK_SIZE = 32
 VAL_BLOCKS = 7
+TRIES = "TRIES"  # environment: how often each test of a fault is made; 1 without it
 TINY_MODEL = (
     "model.hidden_size=32",
     "model.num_hidden_layers=2",
     "model.num_attention_heads=2",
     "model.intermediate_size=48",
 )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test marked `fault` is made `TRIES` times; its argument `attempt`, if it has one, counts them."""
+    if metafunc.definition.get_closest_marker("fault"):
+        if "attempt" not in metafunc.fixturenames:
+            metafunc.fixturenames.append("attempt")
+        metafunc.parametrize("attempt", range(int(os.environ.get(TRIES, "1"))))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Notes in the report of a test which fault it is about, for the table at the end."""
+    outcome = yield
+    if marker := item.get_closest_marker("fault"):
+        outcome.get_result().user_properties.append(("fault", marker.args[0]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Of each fault how often it was made and survived: what `docs/reliability.md` shows."""
+    tries: dict[str, list[int]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            fault = dict(report.user_properties).get("fault")
+            if fault and (report.when == "call" or outcome == "failed"):
+                counts = tries.setdefault(fault, [0, 0])
+                counts[0] += 1
+                counts[1] += outcome == "passed"
+    if tries:
+        terminalreporter.section("faults")
+        for fault, (made, survived) in sorted(tries.items()):
+            terminalreporter.write_line(f"{fault}: {made} tries, {survived} survived, {made - survived} lost")
 
 
 def documents(count: int, seed: int) -> list[str]:
@@ -89,6 +125,26 @@ def tiny_data(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> 
     ]
     convert(load_config(ConvertConfig, arguments, "usage"))
     return folder / "mds"
+
+
+@pytest.fixture
+def remote_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of this test's own for code that Transformers loads from a model's folder.
+
+    All such code is imported below one package, which otherwise stays that of the process's first cache.
+    """
+    from transformers import dynamic_module_utils
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "modules"), *sys.path])
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import gc
+import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,9 +17,13 @@ import pytest
 def given_back() -> Iterator[None]:
     """For what makes StreamingDatasets: these keep their shared memory to the end of the process.
 
-    And each opens that of all before it, so that a process with hundreds of them would run out of files.
+    And each opens that of all before it, so that a process with hundreds of them would run out of files. Tests that
+    run beside others count from a number of their own, as Streaming looks for a free one and takes it in two steps.
     """
+    from streaming.base.shared import prefix
     from streaming.base.shared.memory import SharedMemory
+
+    first = 10_000 * (1 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
 
     taken: list[SharedMemory] = []
     take = SharedMemory.__init__
@@ -28,6 +34,7 @@ def given_back() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SharedMemory, "__init__", take_and_note)
+        patch.setattr(prefix, "_each_prefix_int", lambda: itertools.count(first))
         try:
             yield
         finally:

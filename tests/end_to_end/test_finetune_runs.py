@@ -233,6 +233,7 @@ def test_the_papers_protocol_is_told_from_ours(
     assert set(record["metrics"]) >= {"f1", "exact_match"}
 
 
+@pytest.mark.usefixtures("remote_code")
 def test_exported_model_predicts_the_same(encoder: str, tmp_path: Path, in_process: InProcess) -> None:
     """Through Transformers' own pipeline, from the folder alone."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline

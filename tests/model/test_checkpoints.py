@@ -332,13 +332,11 @@ def test_folder_imports_nothing_else_of_the_project(file: str) -> None:
             assert not any(alias.name.startswith("bertchen") for alias in node.names)
 
 
-def test_an_exported_folder_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("remote_code")
+def test_an_exported_folder_runs_alone(tmp_path: Path) -> None:
     """AutoModel from the saved weights and the folder's files, none of it from this package."""
-    import transformers.dynamic_module_utils
     from transformers import AutoModelForMaskedLM
 
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     model = MosaicBertForMaskedLM(tiny_config()).eval()
     folder = tmp_path / "exported"
     model.save_pretrained(folder)

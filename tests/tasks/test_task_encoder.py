@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from composer.models import HuggingFaceModel
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny_encoders import FAMILIES, POSITIONS, SIZES, config_of, folder_of, load, shared
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, T5Config, T5Model, dynamic_module_utils
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, T5Config, T5Model
 
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig, MosaicBertForMaskedLM, MosaicBertModel
@@ -239,9 +238,8 @@ def test_a_model_that_needs_code(copy: Callable[[str], Path], tmp_path: Path) ->
     assert not (tmp_path / "was_run").exists()
 
 
-def test_code_that_is_allowed(copy: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+@pytest.mark.usefixtures("remote_code")
+def test_code_that_is_allowed(copy: Callable[[str], Path]) -> None:
     folder = copy("bert")
     config = json.loads((folder / "config.json").read_text())
     config |= {
