@@ -81,6 +81,7 @@ class FinetuneConfig:
         task: classification, tagging or question_answering.
         name: of the task in results, predictions and tables.
         model: a checkpoint (`*.pt`), a run folder, an exported folder or a hub name of any encoder.
+        tokenizer: folder or hub name of the tokenizer of a model that lies without one; null takes the model's own.
         trust_remote_code: run the code that a model brings along.
         random_weights: the model's architecture and tokenizer, with fresh weights by `seed`, to compare with.
         seed: of the head, the order of the examples and dropout.
@@ -112,6 +113,7 @@ class FinetuneConfig:
     task: str = MISSING
     name: str = MISSING
     model: str = MISSING
+    tokenizer: str | None = None
     trust_remote_code: bool = False
     random_weights: bool = False
     seed: int = 42

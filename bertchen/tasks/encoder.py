@@ -149,6 +149,8 @@ def _find_in_folder(config: Config[FinetuneConfig], folder: Path) -> tuple[str, 
 
 
 def _from_checkpoint(config: Config[FinetuneConfig], path: str) -> _Loaded:
+    if config.value.tokenizer is not None:
+        config.fail("tokenizer", f"the checkpoint {path} holds the one that it was trained with: leave this key out")
     masked_lm, tokenizer, _ = load_checkpoint_model(path)
     model = masked_lm.bert
     identity = _identity_of_files([Path(path)])
@@ -302,10 +304,9 @@ def _fresh(config: Config[FinetuneConfig], build: Any) -> PreTrainedModel:
 
 
 def _tokenizer(config: Config[FinetuneConfig], name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside the model, or the one of `tokenizer` where the configuration has such a key."""
-    other = getattr(config.value, "tokenizer", None)
-    if other is not None:
-        return load_tokenizer(other)
+    """The one that `tokenizer` names, else the one that lies beside the model."""
+    if config.value.tokenizer is not None:
+        return load_tokenizer(config.value.tokenizer)
     try:
         if config.value.trust_remote_code:
             return AutoTokenizer.from_pretrained(name, trust_remote_code=True)
@@ -314,7 +315,7 @@ def _tokenizer(config: Config[FinetuneConfig], name: str) -> PreTrainedTokenizer
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"model={config.value.model} (from {config.source('model')}): it has no tokenizer that can be loaded "
-            f"({reason}). Put the model's files and its tokenizer's into one folder, and name that"
+            f"({reason}). Name the one that it was trained with: tokenizer=…"
         ) from error
 
 

@@ -186,6 +186,12 @@ def test_checkpoints(tmp_path: Path, architecture: str, how: str) -> None:
     assert fresh.parameters == encoder.parameters
 
 
+def test_a_checkpoint_holds_its_tokenizer(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "run" / "latest-rank0.pt", MosaicBertForMaskedLM(MosaicBertConfig(448, **SIZES)))
+    with pytest.raises(UserError, match=r"tokenizer=elsewhere \(from the command line\): the checkpoint .* leave this"):
+        load_encoder(config_of(tmp_path / "run", "tokenizer=elsewhere"))
+
+
 def test_a_run_folder_without_checkpoints_has_its_export(tmp_path: Path) -> None:
     shutil.copytree(folder_of("mosaicbert"), tmp_path / "run" / "hf")
     assert load_encoder(config_of(tmp_path / "run")).parameters == shared("mosaicbert").parameters
@@ -226,6 +232,18 @@ def test_a_model_without_a_tokenizer(copy: Callable[[str], Path]) -> None:
         for file in (*folder.glob("*token*"), *folder.glob("vocab*")):
             file.unlink()
         assert "it has no tokenizer" in refused(folder)
+
+
+def test_a_tokenizer_from_elsewhere(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    """As for MosaicBERT's own release, which lies without one."""
+    folder = copy("public_mosaicbert")
+    for file in (*folder.glob("*token*"), *folder.glob("vocab*")):
+        file.rename(tmp_path / file.name)
+    shutil.copy(folder / "config.json", tmp_path)
+    assert "tokenizer=…" in refused(folder)
+    encoder = load_encoder(config_of(folder, f"tokenizer={tmp_path}"))
+    assert encoder.tokenizer.get_vocab() == shared("public_mosaicbert").tokenizer.get_vocab()
+    assert torch.equal(outputs(encoder), outputs(shared("public_mosaicbert")))
 
 
 def test_a_model_that_needs_code(copy: Callable[[str], Path], tmp_path: Path) -> None:
