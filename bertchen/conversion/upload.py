@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bertchen.errors import UserError
+from bertchen.stores import hidden, said, why_refused
 
 UPLOAD_ATTEMPTS = 4
 # Uploaded before the work, to see whether anything can be; Streaming's uploaders can't remove it.
@@ -18,8 +18,6 @@ NOTE = "README.txt"
 
 _NOTE_TEXT = "BERTchen writes converted data here. They are complete when there is a manifest.json.\n"
 _MANIFEST = "manifest.json"
-_SECRET_NAME = re.compile("KEY|SECRET|TOKEN|PASSWORD|SAS", re.IGNORECASE)
-_MIN_SECRET, _MAX_SAID = 8, 500
 
 
 def check_remote(out: str) -> None:
@@ -32,7 +30,7 @@ def check_remote(out: str) -> None:
     scheme = out.partition(":")[0]
     if scheme not in (schemes := _schemes()):
         raise UserError(
-            f"out={_hidden(out)}: {scheme}: is no store that Streaming uploads to, should be a local folder or begin "
+            f"out={hidden(out)}: {scheme}: is no store that Streaming uploads to, should be a local folder or begin "
             f"with one of: {', '.join(f'{each}:' for each in schemes)}"
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -44,17 +42,17 @@ def check_remote(out: str) -> None:
                 uploader.upload_file(NOTE)
         except ImportError as error:
             raise UserError(
-                f"out={_hidden(out)}: Streaming needs a Python package for {scheme}: that is not installed: "
+                f"out={hidden(out)}: Streaming needs a Python package for {scheme}: that is not installed: "
                 f"{said(error)}"
             ) from error
         except Exception as error:  # each store raises its own
             raise UserError(
-                f"out={_hidden(out)}: nothing can be written there: {said(error)}: check the address, the network and "
-                "the credentials in the environment"
+                f"out={hidden(out)}: nothing can be written there: {said(error)}: "
+                f"{why_refused(error, out) or 'check the address, the network and the credentials in the environment'}"
             ) from error
     if found:
         raise UserError(
-            f"out={_hidden(out)} is not empty ({found[0]}): nothing is replaced there; choose another out or empty it"
+            f"out={hidden(out)} is not empty ({found[0]}): nothing is replaced there; choose another out or empty it"
         )
 
 
@@ -72,8 +70,8 @@ def upload_files(folder: Path, names: Iterable[str], remote: str) -> None:
             uploader.upload_file(name)
     except Exception as error:  # each store raises its own
         raise UserError(
-            f"{_hidden(url)}: the upload failed: {said(error)}: check the network, the credentials in the environment "
-            "and the room in the store"
+            f"{hidden(url)}: the upload failed: {said(error)}: "
+            f"{why_refused(error, url) or 'check the network, the credentials in the environment and the room there'}"
         ) from error
 
 
@@ -88,21 +86,6 @@ def download_manifest(remote: str) -> bytes | None:
             return path.read_bytes()
         except Exception:  # each store raises its own
             return None
-
-
-def said(error: BaseException) -> str:
-    """What an error of a store says, in one line and without secrets."""
-    text = _hidden(" ".join(f"{type(error).__name__}: {error}".split()))
-    for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET:
-            text = text.replace(value, "…")
-    return text if len(text) <= _MAX_SAID else f"{text[:_MAX_SAID]}…"
-
-
-def _hidden(text: str) -> str:
-    """Without the parts of URLs that can hold secrets: passwords and queries."""
-    text = re.sub(r"://[^/@\s]*:[^/@\s]*@", "://…@", text)
-    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]+", r"\1?…", text)
 
 
 def _schemes() -> list[str]:

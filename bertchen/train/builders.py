@@ -35,12 +35,13 @@ from bertchen.data.shared_memory import one_run_at_a_time
 from bertchen.data.stages import StageBlocks, StagedBlocks, staged_loader
 from bertchen.errors import UserError
 from bertchen.metrics import masked_lm_metrics
+from bertchen.stores import is_remote
 from bertchen.tokenizer import require_mask_token, special_token_ids
 from bertchen.train.architectures import architecture_of, load_weights
 from bertchen.train.composer_model import ComposerMaskedLM
 from bertchen.train.devices import default_num_workers
 from bertchen.train.preflight import Checked, train_splits
-from bertchen.train.run_folder import METRICS_FILE, is_remote
+from bertchen.train.run_folder import METRICS_FILE
 
 Blocks = TypeVar("Blocks", bound=BlockDataset)
 

@@ -14,10 +14,11 @@ from bertchen.config.load import nearest
 from bertchen.config.schema_finetune import FinetuneConfig
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
+from bertchen.stores import is_remote
 from bertchen.train.finetune import finetune
 from bertchen.train.finetune_checks import check_data, check_settings
 from bertchen.train.finetune_tasks import as_overrides, find_task, task_names
-from bertchen.train.run_folder import FINETUNE_FOLDER, LATEST_FILE, is_remote
+from bertchen.train.run_folder import FINETUNE_FOLDER, LATEST_FILE
 
 RESULTS_FILE = "results.jsonl"
 

@@ -19,6 +19,7 @@ from bertchen.config.load import nearest
 from bertchen.config.schema_finetune import FinetuneConfig
 from bertchen.errors import UserError
 from bertchen.model.configuration_mosaicbert import POOLINGS
+from bertchen.stores import is_remote
 from bertchen.tasks.data import TaskData, load_task_data
 from bertchen.tasks.encoding import LONG_INPUTS
 from bertchen.tasks.metrics import PRIMARY
@@ -44,7 +45,7 @@ from bertchen.train.finetune_results import (
     of_the_result,
     weights_time,
 )
-from bertchen.train.run_folder import CONFIG_FILE, check_run_folder, find_checkpoint, is_remote
+from bertchen.train.run_folder import CONFIG_FILE, check_run_folder, find_checkpoint
 
 _RUNS = "runs"
 _POSITIVE = (

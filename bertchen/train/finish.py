@@ -12,7 +12,8 @@ from bertchen.callbacks import MetricsFile, StopAfter
 from bertchen.config import Config
 from bertchen.config.schema_train import TrainConfig
 from bertchen.export import export_checkpoint
-from bertchen.train.run_folder import EXPORT_FOLDER, LATEST_FILE, is_remote
+from bertchen.stores import is_remote
+from bertchen.train.run_folder import EXPORT_FOLDER, LATEST_FILE
 from bertchen.train.setup import run_name_of
 
 

@@ -23,6 +23,7 @@ from bertchen.data.shards import check_shards
 from bertchen.data.shared_memory import claim_cache
 from bertchen.errors import UserError
 from bertchen.model import why_unavailable
+from bertchen.stores import is_remote
 from bertchen.tokenizer import load_tokenizer, require_mask_token, tokenizer_fingerprint
 from bertchen.train.architectures import ModelConfig, build_model_config, count_parameters
 from bertchen.train.checks import (
@@ -37,7 +38,7 @@ from bertchen.train.checks import (
 )
 from bertchen.train.curriculum import Curriculum, check_curriculum
 from bertchen.train.devices import compute_dtype, device_name, peak_flops, resolve_precision
-from bertchen.train.run_folder import check_run_folder, find_checkpoint, is_remote
+from bertchen.train.run_folder import check_run_folder, find_checkpoint
 
 # Keys whose value, where there is one, must be positive, and those that may be 0 too.
 _POSITIVE = (

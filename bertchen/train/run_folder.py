@@ -15,6 +15,7 @@ from composer.core import Callback
 from omegaconf import OmegaConf
 
 from bertchen.errors import UserError
+from bertchen.stores import is_remote
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -27,11 +28,6 @@ _CHECKPOINT = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
 _TEXT = "|".join(map(re.escape, (CONFIG_FILE, METRICS_FILE, BEST_FILE)))
 _OURS = re.compile(rf"{_TEXT}|\.({_TEXT})\.tmp|(ep\d+-ba\d+|latest)-rank\d+\.pt")
 _OUR_FOLDERS = re.compile(rf"{EXPORT_FOLDER}|\.{EXPORT_FOLDER}\.tmp-\w+|tensorboard|wandb|{FINETUNE_FOLDER}")
-
-
-def is_remote(folder: str) -> bool:
-    """Whether Composer writes to an object store instead of a folder."""
-    return "://" in folder
 
 
 def check_run_folder(folder: str, autoresume: bool, overwrite: bool) -> None:

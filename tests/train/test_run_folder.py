@@ -19,7 +19,6 @@ from bertchen.train.run_folder import (
     check_run_folder,
     damage,
     find_checkpoint,
-    is_remote,
     prepare_run_folder,
 )
 
@@ -85,14 +84,6 @@ def spoil(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.find(torch.arange(1000.0).numpy().tobytes()) + 100] ^= 0x10
     path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("folder", "remote"),
-    [("s3://bucket/run", True), ("gs://b", True), ("runs/first", False), ("/abs", False), ("a:b", False)],
-)
-def test_is_remote(folder: str, remote: bool) -> None:
-    assert is_remote(folder) is remote
 
 
 @pytest.mark.parametrize(("autoresume", "overwrite"), [(False, False), (True, False), (False, True)])
