@@ -91,6 +91,20 @@ def end_with(parent: Any) -> None:
         threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
 
 
+@contextmanager
+def ending_soon(seconds: float = 10.0) -> Iterator[None]:
+    """For the whole of a process: one that fails ends within `seconds`, whatever its threads still wait for."""
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if code:
+            timer = threading.Timer(seconds, os._exit, (code if isinstance(code, int) else 1,))
+            timer.daemon = True
+            timer.start()
+        raise
+
+
 def _begin(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     end_with(multiprocessing.parent_process())
     if initializer is not None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from bertchen.errors import UserError, is_disk_full
+from bertchen.errors import AGAIN_EXIT_CODE, UserError, is_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class StoreError(UserError):
 
 class StoreGone(StoreError):
     """A store couldn't be reached for as long as a key allows: later the same command can succeed."""
+
+    exit_code = AGAIN_EXIT_CODE
 
 
 class CutShort(OSError):
