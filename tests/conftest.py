@@ -17,6 +17,7 @@ from shared_memory import given_back
 
 # Imported where they are used, so that the tests of the model alone need PyTorch and Transformers and no more.
 if TYPE_CHECKING:
+    from faulty_store import FaultyStore
     from transformers import PreTrainedTokenizerBase
 
     from bertchen.config import Config
@@ -178,3 +179,29 @@ def train_config(
         return load_config(TrainConfig, [*arguments, *overrides], "usage")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """The address of a server that speaks S3."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def faulty_store(moto_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """An S3 endpoint whose faults can be set, with an empty bucket; the environment leads there, and nowhere else."""
+    import urllib.request
+
+    from faulty_store import FaultyStore, use
+
+    urllib.request.urlopen(urllib.request.Request(f"{moto_server}/moto-api/reset", method="POST")).close()
+    store = FaultyStore(moto_server)
+    use(store.url, monkeypatch, tmp_path)
+    yield store
+    store.leave()
