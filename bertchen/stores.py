@@ -1,4 +1,4 @@
-"""Object stores: which of their errors pass and which don't, what these say to a user, and trying again.
+"""Object stores: which of their errors pass and which don't, what these say to a user, trying again, and downloading.
 
 Each store's package raises errors of its own, and Streaming wraps some of them, so they are told apart by the HTTP
 status and the code in them and by the names of their classes; no such package is imported here.
@@ -11,9 +11,11 @@ import logging
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from bertchen.errors import AGAIN_EXIT_CODE, UserError, is_disk_full
 
@@ -22,7 +24,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 15.0  # seconds
+CONNECT_TIMEOUT = 10.0  # seconds
 _POLL = 0.2  # seconds
+_CHUNK = 1 << 20  # bytes
+_GCS_ENDPOINT = "https://storage.googleapis.com"
 _URL = re.compile(r"[a-z][a-z0-9-]*:/\S*")
 _SECRET_NAME = re.compile("KEY|SECRET|TOKEN|PASSWORD|SAS", re.IGNORECASE)
 _MIN_SECRET, _MAX_SAID = 8, 500
@@ -239,3 +244,86 @@ def _status(error: BaseException) -> int | None:
         places = ((response, "status_code"), (error, "status_code"), (error, "code"), (error, "status"))
         found = next((value for place, name in places if isinstance(value := getattr(place, name, None), int)), None)
     return int(found) if isinstance(found, int) and 100 <= found < 600 else None
+
+
+class Downloader:
+    """Downloads objects and copies files, in one attempt each.
+
+    Streaming's downloader of S3 asks for the head of an object first, whose answer doesn't say why it is refused, and
+    tries without credentials what was refused with them; so S3 is asked here. Other stores are left to Streaming.
+
+    Args:
+        timeout: [s] without an answer after which an attempt fails.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        # Of each process: connections must not be shared with a forked one.
+        self._clients: dict[tuple[int, str], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_clients": {}}
+
+    def download(self, url: str, target: str) -> None:
+        """Writes what is at `url` (a path for files) to the file `target`, which a failure leaves cut short."""
+        scheme = urlsplit(url).scheme
+        if not scheme:
+            shutil.copyfile(url, target)
+        elif scheme == "s3" or (scheme == "gs" and "GCS_KEY" in os.environ and "GCS_SECRET" in os.environ):
+            self._download_s3(url, target)
+        else:
+            from streaming.base.storage import CloudDownloader
+
+            if os.path.exists(target):  # its downloaders leave what is there
+                os.unlink(target)
+            CloudDownloader.direct_download(url, target, self.timeout)
+            if not os.path.exists(target):
+                raise CutShort(f"{hidden(url)}: nothing came")
+
+    def _download_s3(self, url: str, target: str) -> None:
+        from botocore import UNSIGNED
+        from botocore.exceptions import NoCredentialsError
+
+        scheme, _, place = url.partition("://")
+        bucket, _, name = place.partition("/")
+        at = os.getpid(), scheme
+        client = self._clients.get(at) or self._clients.setdefault(at, s3_client(scheme, self.timeout))
+        payers = [each.strip() for each in os.environ.get("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", "").split(",")]
+        options = {"RequestPayer": "requester"} if bucket in payers else {}
+        try:
+            body = client.get_object(Bucket=bucket, Key=name, **options)["Body"]
+        except Exception as error:
+            if _status(error) in _UNAUTHORIZED and client.meta.config.signature_version is UNSIGNED:
+                raise error from NoCredentialsError()
+            raise
+        with body, open(target, "wb") as file:
+            shutil.copyfileobj(body, file, _CHUNK)
+
+
+def s3_client(scheme: str, timeout: float) -> Any:
+    """boto3's client for `s3`, or for `gs` with GCS_KEY and GCS_SECRET; it doesn't try again by itself.
+
+    Where there are no credentials at all, requests aren't signed: a public bucket gives its objects.
+    """
+    from boto3.session import Session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = Session()
+    options: dict[str, Any] = {
+        "connect_timeout": min(CONNECT_TIMEOUT, timeout),
+        "read_timeout": timeout,
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+    }
+    if scheme == "gs":
+        return session.client(
+            "s3",
+            region_name="auto",
+            endpoint_url=_GCS_ENDPOINT,
+            aws_access_key_id=os.environ["GCS_KEY"],
+            aws_secret_access_key=os.environ["GCS_SECRET"],
+            config=Config(**options),
+        )
+    if session.get_credentials() is None:
+        options["signature_version"] = UNSIGNED
+    return session.client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL"), config=Config(**options))
