@@ -32,7 +32,7 @@ Cut = Callable[[State, Logger, int], None]
 def cut_batch(state: State, logger: Logger, length: int) -> None:
     """Cuts the rows of `state.batch` to `length`; no token is lost."""
     input_ids, row_ids = cut_rows(state.batch["input_ids"], state.batch["row_ids"], length)
-    state.batch = {"input_ids": input_ids, "row_ids": row_ids}
+    state.batch = {**state.batch, "input_ids": input_ids, "row_ids": row_ids}
 
 
 def cut_by_warmup(warmup: SeqLengthWarmup) -> Cut:
@@ -44,11 +44,12 @@ def cut_by_warmup(warmup: SeqLengthWarmup) -> Cut:
     warmup._activated = True
 
     def cut(state: State, logger: Logger, length: int) -> None:
-        input_ids, row_ids = state.batch["input_ids"], state.batch["row_ids"]
+        whole = state.batch
+        input_ids, row_ids = whole["input_ids"], whole["row_ids"]
         positions = torch.arange(input_ids.shape[1], device=row_ids.device)
         state.batch = {"input_ids": input_ids, "row_ids": row_ids[:, None] * input_ids.shape[1] + positions}
         warmup.apply(Event.AFTER_DATALOADER, state, logger)
-        state.batch["row_ids"] = state.batch["row_ids"][:, 0].contiguous()
+        state.batch = {**whole, **state.batch, "row_ids": state.batch["row_ids"][:, 0].contiguous()}
 
     return cut
 

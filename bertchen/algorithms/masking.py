@@ -66,7 +66,9 @@ class Masking(Algorithm):
         rows = len(labels)
         counts = torch.stack([(labels != IGNORE_INDEX).sum(), torch.tensor(rows, device=labels.device)]).double()
         dist.all_reduce(counts)
+        del batch["row_ids"]
         state.batch = {
+            **batch,
             "input_ids": input_ids,
             "labels": labels,
             "masked_per_row": (counts[0] / counts[1]).clamp(min=1e-9).float().expand(rows),
