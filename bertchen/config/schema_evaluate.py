@@ -21,6 +21,7 @@ class EvaluateConfig:
         save_folder: each run's folder lies in it, as <task>/<model>-<seed>-<hash of its configuration>.
         set: keys of fine-tuning configurations that are set for all runs, as `{max_duration: 1ep}`.
         processes: of each run; one a GPU. 1 starts `python main.py`, more the launcher.
+        part: `1/4` does the first of four parts of the runs, for several commands side by side; null does all.
         keep_weights: leave checkpoints and best weights of finished runs, and export their models.
         dry_run: check everything, list the runs, start none.
     """
@@ -32,5 +33,6 @@ class EvaluateConfig:
     save_folder: str = "runs"
     set: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
+    part: str | None = None
     keep_weights: bool = False
     dry_run: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ class Run:
 
 
 def plan(config: Config[EvaluateConfig]) -> list[Run]:
-    """All runs, seed by seed, so that a sweep that is stopped has compared all models on what it has.
+    """The runs of a sweep or of its `part`, seed by seed: stopped, it has compared all models on what it has.
 
     Raises:
         UserError: an unknown task, a wrong value, or data that isn't there; nothing has been started then.
@@ -75,12 +76,14 @@ def plan(config: Config[EvaluateConfig]) -> list[Run]:
     cfg = config.value
     if cfg.processes < 1:
         config.fail("processes", "should be at least 1")
+    part, parts = _part(config)
     yamls, models = _yamls(config), _models(config)
     runs = [_run(config, yaml, model, seed) for seed in _seeds(config) for yaml in yamls for model in models]
     hashes = [run.hash for run in runs]
     twice = next((run for run in runs if hashes.count(run.hash) > 1), None)
     if twice is not None:
         raise UserError(f"the sweep has {twice} twice: name each model, task and seed once")
+    runs = runs[part - 1 :: parts]
     _check_data_once(runs)
     return runs
 
@@ -140,6 +143,17 @@ def _seeds(config: Config[EvaluateConfig]) -> list[int]:
     if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
         config.fail("seeds", "should be how many, or a list of them")
     return seeds
+
+
+def _part(config: Config[EvaluateConfig]) -> tuple[int, int]:
+    """Which part of how many: 1 of 1 is all."""
+    given = config.value.part
+    if given is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", given)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        config.fail("part", "should be which part of how many, as 1/4 to 4/4")
+    return int(found[1]), int(found[2])
 
 
 def _run(config: Config[EvaluateConfig], yaml: str, model: Mapping[str, Any], seed: int) -> Run:

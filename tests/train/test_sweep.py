@@ -79,6 +79,15 @@ def test_all_models_meet_all_tasks_before_the_next_seed(make: Make) -> None:
     assert len({run.hash for run in runs}) == len({run.folder for run in runs}) == 8
 
 
+@pytest.mark.parametrize("parts", [1, 3, 8, 10])
+def test_parts_make_the_whole(make: Make, parts: int) -> None:
+    """Each run is in one part, and no part has more than one run more than another."""
+    divided = [plan(make(f"part={number}/{parts}")) for number in range(1, parts + 1)]
+    whole = [run.hash for run in plan(make())]
+    assert sorted(run.hash for runs in divided for run in runs) == sorted(whole)
+    assert max(map(len, divided)) - min(map(len, divided)) <= 1
+
+
 def test_a_run_s_arguments_make_its_configuration(make: Make) -> None:
     """What main.py will read is what was checked, and its records have the hash that is looked for."""
     for run in plan(make("set={optimizer: {lr: 0.25}, max_duration: 7ba}", "seeds=[1]")):
@@ -105,6 +114,9 @@ def test_a_model_can_have_values_of_its_own(make: Make) -> None:
         (("seeds=none",), "how many"),
         (("seeds=0",), "how many"),
         (("processes=0",), "at least 1"),
+        (("part=0/2",), "as 1/4 to 4/4"),
+        (("part=3/2",), "as 1/4 to 4/4"),
+        (("part=half",), "as 1/4 to 4/4"),
         (("processes=3",), "global_train_batch_size=8"),
         (("set={seed: 3}",), "sweep's own"),
         (("set={max_duraton: 1ep}",), "did you mean max_duration?"),
