@@ -146,9 +146,9 @@ def _mask_rows(
     )
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for PyTorch's generators, 0 to 2^63 - 1, for one step on one process."""
-    return _mix_int(_mix_int(_mix_int(seed) + step) + rank) >> 1
+def step_seed(seed: int, step: int, row: int) -> int:
+    """A seed for PyTorch's generators, 0 to 2^63 - 1, for one step from a row of its global batch on."""
+    return _mix_int(_mix_int(_mix_int(seed) + step) + row) >> 1
 
 
 def _row_keys(row_ids: Tensor, seed: int, step: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dropout depends on seed, step and process, not on what was drawn before."""
+"""Dropout depends on seed, step and place in the global batch, not on what was drawn before, nor by whom."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from torch import Tensor
 from bertchen.callbacks import StepSeed
 
 
-def drawn(model: ComposerModel, seed: int, step: int) -> list[float]:
+def drawn(model: ComposerModel, seed: int, step: int, rows: int = 8, microbatch: int = 8) -> list[list[float]]:
+    """What is drawn in each microbatch of a process."""
     state = State(model=model, rank_zero_seed=0, run_name="test", device=DeviceCPU())
     state.timestamp = Timestamp(batch=step)
-    StepSeed(seed).batch_start(state, None)  # type: ignore[arg-type]
-    return torch.rand(8).tolist()
+    state.batch = {"input_ids": torch.zeros(rows, 4)}
+    seeding, draws = StepSeed(seed), []
+    seeding.batch_start(state, None)  # type: ignore[arg-type]
+    for _ in range(0, rows, microbatch):
+        state.batch = {"input_ids": torch.zeros(microbatch, 4)}
+        seeding.before_forward(state, None)  # type: ignore[arg-type]
+        draws.append(torch.rand(8).tolist())
+    return draws
 
 
 def test_a_step_draws_the_same_whatever_was_drawn_before(model: ComposerModel) -> None:
@@ -30,11 +37,18 @@ def test_a_step_draws_the_same_whatever_was_drawn_before(model: ComposerModel) -
     assert drawn(model, 42, 3) == first
 
 
-def test_seeds_steps_and_processes_draw_differently(model: ComposerModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = [drawn(model, seed, step) for seed in (0, 1, 42) for step in (0, 1, 2)]
-    monkeypatch.setattr("bertchen.callbacks.step_seed.dist.get_global_rank", lambda: 1)
-    draws.append(drawn(model, 42, 0))
-    assert len({tuple(draw) for draw in draws}) == len(draws)
+def test_seeds_steps_and_microbatches_draw_differently(model: ComposerModel) -> None:
+    draws = [draw for seed in (0, 1, 42) for step in (0, 1, 2) for draw in drawn(model, seed, step, microbatch=2)]
+    assert len({tuple(draw) for draw in draws}) == len(draws) == 3 * 3 * 4
+
+
+def test_processes_together_draw_what_one_draws(model: ComposerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = drawn(model, 42, 3, rows=16, microbatch=4)
+    together = []
+    for rank in range(2):
+        monkeypatch.setattr("bertchen.callbacks.step_seed.dist.get_global_rank", lambda rank=rank: rank)
+        together += drawn(model, 42, 3, rows=8, microbatch=4)
+    assert together == alone
 
 
 class Losses(Callback):

@@ -387,14 +387,14 @@ def test_signed_is_the_same_64_bits(word: int) -> None:
 
 
 @given(st.integers(0, 2**63), st.integers(0, 2**40), st.integers(0, 2**16))
-def test_step_seed_is_a_seed_for_pytorch(seed: int, step: int, rank: int) -> None:
-    number = step_seed(seed, step, rank)
+def test_step_seed_is_a_seed_for_pytorch(seed: int, step: int, row: int) -> None:
+    number = step_seed(seed, step, row)
     assert 0 <= number < 2**63
     torch.Generator().manual_seed(number)
 
 
 def test_step_seeds_differ() -> None:
-    seeds = {step_seed(seed, step, rank) for seed in range(5) for step in range(200) for rank in range(8)}
+    seeds = {step_seed(seed, step, row) for seed in range(5) for step in range(200) for row in range(8)}
     assert len(seeds) == 5 * 200 * 8
 
 
