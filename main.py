@@ -19,6 +19,8 @@ from bertchen.config.load import read_choice
 from bertchen.config.schema_finetune import FinetuneConfig
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import naming_full_disk, user_errors
+from bertchen.processes import ending_soon
+from bertchen.signals import stop_signals
 from bertchen.train import builders
 from bertchen.train.curriculum import refuse_other_checkpoint
 from bertchen.train.dry_run import dry_run
@@ -28,6 +30,7 @@ from bertchen.train.finish import finish, has_ended
 from bertchen.train.preflight import preflight
 from bertchen.train.run_folder import CHECKPOINT_FILE, LATEST_FILE, adopt_checkpoints, prepare_run_folder
 from bertchen.train.setup import run_name_of, set_up_process
+from bertchen.train.stopping import saved_when_stopped
 
 
 def pretrain(config: Config[TrainConfig]) -> None:
@@ -90,10 +93,11 @@ def train_masked_lm(config: Config[TrainConfig]) -> None:
     )
     if cfg.autoresume and dist.get_global_rank() == 0:
         adopt_checkpoints(trainer.state.callbacks, cfg.save_folder, checked.load_path)
-    if cfg.eval.at_start and trainer.state.timestamp.batch == 0:
-        trainer.eval()
-    if not has_ended(trainer):
-        trainer.fit()
+    with saved_when_stopped(trainer):
+        if cfg.eval.at_start and trainer.state.timestamp.batch == 0:
+            trainer.eval()
+        if not has_ended(trainer):
+            trainer.fit()
     finish(config, trainer)
 
 
@@ -122,11 +126,12 @@ def main(argv: list[str]) -> None:
     """Reads the configuration and runs its task."""
     task = TASKS[read_choice(argv, "task", TASKS, "pretrain", _PRETRAIN.usage)]
     config = load_config(task.schema, argv, task.usage)
+    stop_signals.listen()
     set_up_process()
     with naming_full_disk(config.value.save_folder):
         task.recipe(config)
 
 
 if __name__ == "__main__":
-    with user_errors():
+    with ending_soon(), user_errors():
         main(sys.argv[1:])

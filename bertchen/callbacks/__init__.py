@@ -1,6 +1,7 @@
 """What watches or ends training. `build_callbacks` resolves the names of a YAML."""
 
 from bertchen.callbacks.metrics_file import MetricsFile
+from bertchen.callbacks.owed_evaluation import OwedEvaluation
 from bertchen.callbacks.peak_memory import PeakMemory
 from bertchen.callbacks.stage_data import StageData
 from bertchen.callbacks.step_seed import StepSeed
@@ -11,6 +12,7 @@ from bertchen.callbacks.throughput import Throughput
 __all__ = [
     "EarlyStopping",
     "MetricsFile",
+    "OwedEvaluation",
     "PeakMemory",
     "StageData",
     "StepSeed",

@@ -27,6 +27,7 @@ from bertchen.data.manifest import MANIFEST
 from bertchen.data.masking import IGNORE_INDEX, max_masked_per_row
 from bertchen.data.open_shards import OpenShards, block_type
 from bertchen.data.shards import COLUMN
+from bertchen.data.together import LoaderInStep, in_step
 from bertchen.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def train_loader(
 
     The loader draws from a generator of its own, so that starting it leaves PyTorch's alone.
     """
-    return DataLoader(
+    return LoaderInStep(
         dataset,
         batch_size=blocks_per_device,
         collate_fn=partial(read_batch, dataset=dataset, seq_len=seq_len),
@@ -252,6 +253,9 @@ class EvaluationBatches:
         return len(self.dealt)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        return in_step(self._batches())
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
         for number, indices in enumerate(self.dealt):
             if number == len(self._kept):
                 self._kept.append(self._masked(indices))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from bertchen.data.together import LoaderInStep
 from bertchen.model.modeling_mosaicbert import IGNORE_INDEX
 from bertchen.tasks.encoding import Features
 from bertchen.tasks.heads import TaskModel
@@ -129,7 +130,7 @@ def train_loader(
     sampler = DistributedSampler(
         dataset, num_replicas=dist.get_world_size(), rank=dist.get_global_rank(), shuffle=True, seed=far_apart
     )
-    return DataLoader(
+    return LoaderInStep(
         dataset, batch_size=batch_size, sampler=sampler, collate_fn=Collator(features, pad_id, width=width),
         num_workers=num_workers, drop_last=drop_last, pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0, generator=torch.Generator(),

@@ -22,7 +22,7 @@ from composer.utils import dist
 from torch import nn
 
 from bertchen.algorithms import LengthCurriculum, Masking, apply_surgeries
-from bertchen.callbacks import MetricsFile, PeakMemory, StageData, StepSeed, StopAfter, Throughput
+from bertchen.callbacks import MetricsFile, OwedEvaluation, PeakMemory, StageData, StepSeed, StopAfter, Throughput
 from bertchen.callbacks.stage_data import Stages
 from bertchen.config import Config
 from bertchen.config.load import nearest
@@ -282,10 +282,11 @@ def build_loggers(config: Config[Any], run_name: str) -> list[LoggerDestination]
 
 
 def build_callbacks(config: Config[TrainConfig], checked: Checked, parameters: int) -> list[Callback]:
-    """The callbacks under `callbacks`, the seeding of each step, and the wall-clock limit if there is one."""
+    """The callbacks under `callbacks`, the seeding of each step, what a stop owes, and the wall-clock limit if any."""
     stop = StopAfter(checked.stop_after, str(config.value.stop_after)) if checked.stop_after else None
     left = (lambda: stop.seconds - stop.elapsed()) if stop else None
-    return [*named_callbacks(config, parameters, checked.peak_flops, left), *([stop] if stop else [])]
+    named = named_callbacks(config, parameters, checked.peak_flops, left)
+    return [*named, OwedEvaluation(), *([stop] if stop else [])]
 
 
 def named_callbacks(

@@ -20,6 +20,7 @@ from bertchen.train.finetune_model import build_task_loader, build_task_model
 from bertchen.train.finish import has_ended
 from bertchen.train.run_folder import CHECKPOINT_FILE, LATEST_FILE, adopt_checkpoints, prepare_run_folder
 from bertchen.train.setup import run_name_of
+from bertchen.train.stopping import saved_when_stopped
 
 
 def finetune(config: Config[FinetuneConfig]) -> None:
@@ -77,6 +78,7 @@ def finetune(config: Config[FinetuneConfig]) -> None:
     )
     if cfg.autoresume and dist.get_global_rank() == 0:
         adopt_checkpoints(trainer.state.callbacks, cfg.save_folder, settings.load_path)
-    if not has_ended(trainer):
-        trainer.fit()
+    with saved_when_stopped(trainer):
+        if not has_ended(trainer):
+            trainer.fit()
     finish_finetuning(config, settings, trainer, evaluator, evaluation)
