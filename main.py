@@ -27,6 +27,7 @@ from bertchen.train.dry_run import dry_run
 from bertchen.train.finetune import finetune
 from bertchen.train.finetune_after import check_finetune_after, finetune_after
 from bertchen.train.finish import finish, has_ended
+from bertchen.train.peers import watched_peers
 from bertchen.train.preflight import preflight
 from bertchen.train.run_folder import CHECKPOINT_FILE, LATEST_FILE, adopt_checkpoints, prepare_run_folder
 from bertchen.train.setup import run_name_of, set_up_process
@@ -128,7 +129,7 @@ def main(argv: list[str]) -> None:
     config = load_config(task.schema, argv, task.usage)
     stop_signals.listen()
     set_up_process()
-    with naming_full_disk(config.value.save_folder):
+    with watched_peers(), naming_full_disk(config.value.save_folder):
         task.recipe(config)
 
 
