@@ -102,6 +102,7 @@ class FinetuneConfig:
         protocol: held_out, or paper: evaluation on the training set, metrics as means over batches, as in the paper.
         precision: auto (bf16 on a GPU, float32 on a CPU), fp32 or amp_bf16.
         compile: torch.compile: null on no device, since every batch has a length of its own.
+        dist_timeout: seconds that processes wait for one another before they give up.
         algorithms, callbacks, loggers: name to arguments, as in pretraining.
         autoresume: go on from the last checkpoint of `save_folder` if there is one.
         overwrite: remove an earlier run in `save_folder`.
@@ -136,6 +137,7 @@ class FinetuneConfig:
     protocol: str = "held_out"
     precision: str = "auto"
     compile: bool | None = None
+    dist_timeout: float = 1800.0
     algorithms: dict[str, Any] = field(
         default_factory=lambda: {"gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0}}
     )

@@ -6,17 +6,22 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from composer.utils import dist, get_device
 
+from bertchen.config import Config
 from bertchen.config.schema_finetune import FinetuneConfig
 from bertchen.config.schema_train import TrainConfig
 from bertchen.data.shared_memory import allow_open_files
+from bertchen.train.checks import check_positive
+from bertchen.train.parallelism import complete_environment
 
 
-def set_up_process() -> None:
+def set_up_process(config: Config[Any]) -> None:
     """Starts the process group, the logs, and PyTorch's settings for matrix products and compilation."""
+    check_positive(config, ("dist_timeout",))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bertchen").setLevel(logging.INFO)
     # The tokenizer isn't used once loaders fork; without this each worker warns.
@@ -28,7 +33,8 @@ def set_up_process() -> None:
         torch.set_float32_matmul_precision("high")
         # One graph for each sequence length, in training and in evaluation, and room for rows that fill up less.
         torch._dynamo.config.cache_size_limit = 64
-    dist.initialize_dist(get_device(None), timeout=1800)
+    complete_environment()
+    dist.initialize_dist(get_device(None), timeout=config.value.dist_timeout)
 
 
 def run_name_of(cfg: TrainConfig | FinetuneConfig) -> str:
