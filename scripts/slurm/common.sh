@@ -9,9 +9,11 @@ set -euo pipefail
 set +x # even under `bash -x`: keys in the environment must not reach a log
 
 readonly STOPPED=75 # exit code of a command that was stopped and goes on when it is given again: bertchen/errors.py
+readonly BY_USR1=138
 step=
-got=
-ended= # Slurm has
+got=   # a signal that ended the waiting for the step
+asked= # the job was asked to stop
+ended= # Slurm has ended the job
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -22,8 +24,11 @@ fail() {
 # TERM: the job is cancelled, preempted or out of time; Slurm has decided what becomes of it.
 hear() {
     got=$1
-    if [[ $1 == TERM ]]; then ended=1; fi
-    if [[ -n $step ]]; then kill -s "$1" "$step" 2>/dev/null || true; fi
+    if [[ $1 == TERM ]]; then ended=1; else asked=1; fi
+    pass_on
+}
+pass_on() {
+    if [[ -n $got && -n $step ]]; then kill -s "$got" "$step" 2>/dev/null || true; fi
 }
 trap 'hear USR1' USR1
 trap 'hear TERM' TERM
@@ -56,9 +61,9 @@ run_step() {
         options+=(--container-image="$CONTAINER" --container-workdir="$PWD")
         options+=(--container-mounts="$PWD:$PWD${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}")
     fi
-    if [[ $got == USR1 ]]; then end_job "$STOPPED"; fi
     srun "${options[@]}" bash scripts/slurm/task.sh "$@" &
     step=$!
+    pass_on # what came before
     while true; do
         got=
         code=0
@@ -66,6 +71,8 @@ run_step() {
         [[ -n $got ]] || break # else a signal has ended the waiting, and not the step
     done
     step=
+    # Ended by the question itself, which it could not hear yet or never does: whatever runs here can go on later.
+    if [[ -n $asked ]] && ((code == BY_USR1)); then code=$STOPPED; fi
     end_job "$code"
 }
 

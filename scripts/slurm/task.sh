@@ -29,13 +29,4 @@ case $kind in
         exit 2
         ;;
 esac
-
-# Slurm signals all processes of a step. What it means is the command's to say; this shell only stays to hear its code.
-asked=
-trap 'asked=1' USR1
-trap ':' TERM
-code=0
-"$@" || code=$?
-# Killed by the question itself: it could not listen yet, or never does. Whatever runs here goes on when begun again.
-if [[ -n $asked ]] && ((code == 128 + $(kill -l USR1))); then code=75; fi
-exit "$code"
+exec "$@"
