@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,17 +48,22 @@ def block_type(shards: Iterable[Reader], column: str) -> BlockType | None:
     return BlockType(np.dtype(shape[0]), int(shape[1]))
 
 
+class DamagedShard(UserError):
+    """A shard's file isn't what the index says."""
+
+
 class OpenShards:
     """The shard files that a process has open: the `at_most` used last.
 
     Files are read by position, so forked processes may share them; a pickle holds none. There are no memory maps: that
-    a file was cut short is an error here, not the end of the process.
+    a file was cut short is an error here, not the end of the process. One thread may read while another closes.
     """
 
     def __init__(self, block: BlockType, at_most: int = AT_MOST_OPEN) -> None:
         self.block = block
         self.at_most = at_most
         self._open: OrderedDict[str, tuple[BinaryIO, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.block, self.at_most)
@@ -75,20 +81,23 @@ class OpenShards:
 
         Raises:
             FileNotFoundError: the shard isn't there, or only compressed.
-            UserError: its file is not what the index says.
+            DamagedShard: its file is not what the index says; it is closed.
         """
-        file, start = self._file(shard)
-        handle, size = file.fileno(), self.block.bytes
-        for row, buffer in zip(rows, into, strict=True):
-            if os.preadv(handle, [buffer], start + row * size) != size:
-                raise _damaged(file, shard)
+        with self._lock:
+            file, start = self._file(shard)
+            handle, size = file.fileno(), self.block.bytes
+            for row, buffer in zip(rows, into, strict=True):
+                if os.preadv(handle, [buffer], start + row * size) != size:
+                    self._open.pop(file.name)[0].close()
+                    raise _damaged(file, shard)
 
     def close_removed(self) -> None:
         """Closes files that were removed meanwhile: only then is their room on the disk free."""
-        for path, (file, _) in list(self._open.items()):
-            if not os.fstat(file.fileno()).st_nlink:
-                del self._open[path]
-                file.close()
+        with self._lock:
+            for path, (file, _) in list(self._open.items()):
+                if not os.fstat(file.fileno()).st_nlink:
+                    del self._open[path]
+                    file.close()
 
     def _file(self, shard: MDSReader) -> tuple[BinaryIO, int]:
         """The file and where its first block begins."""
@@ -119,8 +128,8 @@ class OpenShards:
         raise _damaged(file, shard)
 
 
-def _damaged(file: BinaryIO, shard: MDSReader) -> UserError:
-    return UserError(
+def _damaged(file: BinaryIO, shard: MDSReader) -> DamagedShard:
+    return DamagedShard(
         f"{file.name} is damaged: it doesn't hold the {shard.samples} blocks that index.json lists: convert the data "
         "again, or, if a remote serves it, remove this file and it is fetched anew"
     )
