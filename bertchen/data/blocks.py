@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from functools import partial
 from time import sleep, time_ns
 from typing import Any
@@ -14,18 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from composer.utils import dist
-from streaming import StreamingDataset
 from streaming.base.constant import TICK
 from streaming.base.dataset import _Iterator, _ShardState
-from streaming.base.storage import CloudDownloader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from bertchen.data.cache import CachedDataset
 from bertchen.data.cutting import cut_rows
-from bertchen.data.manifest import MANIFEST
 from bertchen.data.masking import IGNORE_INDEX, max_masked_per_row
-from bertchen.data.open_shards import OpenShards, block_type
+from bertchen.data.open_shards import DamagedShard, OpenShards, block_type
+from bertchen.data.order import PARTITION
+from bertchen.data.row_ids import BLOCKS
 from bertchen.data.shards import COLUMN
 from bertchen.data.together import LoaderInStep, in_step
 from bertchen.errors import UserError
@@ -34,76 +30,40 @@ log = logging.getLogger(__name__)
 
 PADDING_INDEX = -1
 STRETCH = 1 << 13  # samples that are looked at at once
+READ_ATTEMPTS = 8
+LOOK_TICKS = round(1 / TICK)  # between looks whether whoever fetches a shard is alive
 
 
-def fetch_manifest(remote: str, local: str, timeout: float) -> None:
-    """Copies the manifest of a remote data set into its cache, once on each node.
-
-    Raises:
-        UserError: it can't be fetched.
-    """
-    target = os.path.join(local, MANIFEST)
-    failed: str | None = None
-    if dist.get_local_rank() == 0 and not os.path.exists(target):
-        source = f"{remote.rstrip('/')}/{MANIFEST}"
-        is_new = not os.path.exists(local)
-        try:
-            os.makedirs(local, exist_ok=True)
-            CloudDownloader.get(remote).direct_download(source, target, timeout)
-        except Exception as error:  # each store raises its own
-            failed = f"data.remote={remote}: {source} can't be fetched: {type(error).__name__}: {error}"
-            if is_new:
-                shutil.rmtree(local, ignore_errors=True)
-    failures = [message for message in dist.all_gather_object(failed) if message]
-    if failures:
-        raise UserError(failures[0])
-
-
-class BlockDataset(StreamingDataset):
+class BlockDataset(CachedDataset):
     """A StreamingDataset of token blocks that gives their numbers; `read` gives the tokens of many at once.
 
-    Order, epochs, resumption, shares of processes and workers, fetching and eviction are StreamingDataset's. What it
-    does for each sample (opening the shard, looking with a lock whether it is there) is done here for many at once.
-    Samples that aren't arrays of one length are read by StreamingDataset.
+    Shuffling, epochs, resumption, fetching and eviction are StreamingDataset's; the shares of processes and workers are
+    those of `bertchen.data.order`. What StreamingDataset does for each sample (opening the shard, looking with a lock
+    whether it is there) is done here for many at once. Samples that aren't arrays of one length it reads itself.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(partition_algo=PARTITION, **options)
+        # Rounded down, so that an epoch has no more batches than it has for one process.
+        self.length = self.num_samples // self._parallel_rank_world.num_ranks
         block = block_type(self.shards, COLUMN)
         if block is None:
             log.warning("%s: samples aren't arrays of one length, so reading is slower", self.streams[0].local)
         self._files = None if block is None else OpenShards(block)
-        self._failure: BaseException | None = None
 
     def __getitem__(self, at: int) -> int:
         """The number itself: blocks are read when a batch is put together."""
         return int(at)
 
-    def __iter__(self) -> Iterator[int]:
-        """The numbers of the blocks of this process and worker in the order of the epoch.
-
-        Raises:
-            RuntimeError: a shard can't be fetched. StreamingDataset would end the epoch there.
-        """
-        yield from super().__iter__()
-        if self._failure is not None:
-            raise RuntimeError(f"a shard can't be fetched: {self._failure}") from self._failure
-
-    def on_exception(self, future: Future[None]) -> None:
-        """Called by StreamingDataset when one of its threads has ended."""
-        self._failure = self._failure or future.exception()
-        super().on_exception(future)
-
     def read(self, numbers: Sequence[int]) -> npt.NDArray:
         """The blocks of these numbers (at least one), as they are stored: (blocks, block_size).
 
         Raises:
-            UserError: a shard is damaged.
-            RuntimeError: a shard can't be fetched.
+            UserError: a shard is damaged, or can't be fetched.
         """
         if self._files is None:
             return np.stack([self.get_item(number)[COLUMN] for number in numbers])
-        if self.cache_limit:
+        if self._stream.is_cached:
             self._files.close_removed()
         block = self._files.block
         blocks = np.empty((len(numbers), block.length), dtype=block.dtype)
@@ -115,13 +75,28 @@ class BlockDataset(StreamingDataset):
         for places in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
             shard = int(shards[places[0]])
             into = [buffer[place * block.bytes : (place + 1) * block.bytes] for place in places.tolist()]
-            try:
-                self._files.read(self.shards[shard], rows[places].tolist(), into)
-                self._shard_access_times[shard] = time_ns()
-            except FileNotFoundError:  # to be fetched first, or decompressed
-                for place in places.tolist():
-                    blocks[place] = self.get_item(int(numbers[place]))[COLUMN]
+            self._read(shard, rows[places].tolist(), into)
         return blocks
+
+    def close_removed(self) -> None:
+        if self._files is not None:
+            self._files.close_removed()
+
+    def _read(self, shard: int, rows: Sequence[int], into: Sequence[memoryview]) -> None:
+        """Reads blocks of one shard, which is fetched or decompressed first where it isn't there."""
+        for _ in range(READ_ATTEMPTS):
+            try:
+                self._files.read(self.shards[shard], rows, into)
+                self._shard_access_times[shard] = time_ns()
+                return
+            except FileNotFoundError:
+                self.prepare_shard(shard)
+            except DamagedShard as error:
+                self.drop_damaged(shard, error)
+        raise UserError(
+            f"{self._stream.url(self.shards[shard])} was fetched {READ_ATTEMPTS} times and removed from the cache each "
+            "time before it was read: raise data.cache_limit, or choose a folder on a larger disk for data.local"
+        )
 
     def _shards_of(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return self.spanner.shard_bounds.searchsorted(numbers, side="right") - 1
@@ -137,9 +112,9 @@ class BlockDataset(StreamingDataset):
                 if self._has_ended(it):
                     break
                 if shard not in prepared or self._shard_states[shard] != _ShardState.LOCAL:
-                    self.prepare_shard(shard, blocking=False)
+                    self.prepare_shard(shard, False, lambda: not self._has_ended(it))
                     prepared.add(shard)
-            self._shard_access_times[shards] = time_ns()
+            self._shard_access_times[shards[self._shard_states.numpy()[shards] == _ShardState.LOCAL]] = time_ns()
             it.prepare_index = stop
             if not len(ids):
                 sleep(TICK)
@@ -147,6 +122,7 @@ class BlockDataset(StreamingDataset):
 
     def _ready_thread(self, it: _Iterator) -> None:
         """StreamingDataset's thread that finds how far the shards that are there reach."""
+        ticks = 1
         while it.ready_index < it.total and not self._has_ended(it):
             may_fetch = it.yield_index + self.predownload + 1
             # A shard that is there stays there, but for a limit of the cache.
@@ -158,9 +134,12 @@ class BlockDataset(StreamingDataset):
             ready = int(missing[0]) if len(missing) else len(ids)
             if ready:
                 it.ready_index += ready
-            elif len(missing) and states[0] == _ShardState.REMOTE and it.ready_index < may_fetch:
-                self.prepare_shard(int(shards[0]), blocking=False)
+            elif len(missing) and states[0] != _ShardState.PREPARING and it.ready_index < may_fetch:
+                self.prepare_shard(int(shards[0]), False, lambda: not self._has_ended(it))
             else:
+                if len(missing) and not ticks % LOOK_TICKS:
+                    self.free_abandoned(int(shards[0]))
+                ticks += 1
                 sleep(TICK)
         it.on_exit()
 
@@ -176,9 +155,10 @@ def to_batch(blocks: npt.NDArray, numbers: Sequence[int], seq_len: int) -> dict[
     return {"input_ids": input_ids, "row_ids": row_ids}
 
 
-def read_batch(numbers: Sequence[int], dataset: BlockDataset, seq_len: int) -> dict[str, Tensor]:
-    """A batch of the blocks of these numbers, cut to `seq_len`."""
-    return to_batch(dataset.read(numbers), numbers, seq_len)
+def read_batch(numbers: Sequence[int], dataset: BlockDataset, seq_len: int) -> dict[str, Any]:
+    """A batch of the blocks of these numbers, cut to `seq_len`; `blocks` are the numbers."""
+    batch = to_batch(dataset.read(numbers), numbers, seq_len)
+    return {**batch, BLOCKS: np.asarray(numbers, dtype=np.int64)}
 
 
 def train_loader(

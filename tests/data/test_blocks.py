@@ -23,12 +23,12 @@ from bertchen.data.blocks import (
     BlockDataset,
     EvaluationBatches,
     deal_blocks,
-    fetch_manifest,
     to_batch,
     train_loader,
 )
 from bertchen.data.manifest import MANIFEST
 from bertchen.data.masking import IGNORE_INDEX, MaskingVocabulary, mask_tokens, max_masked_per_row
+from bertchen.data.streams import fetch_manifest
 from bertchen.errors import UserError
 
 BLOCK = 16
@@ -267,21 +267,21 @@ def test_making_evaluation_batches_leaves_pytorchs_generator_alone(dataset: Call
 @pytest.mark.parametrize("ending", ["", "/"])
 def test_a_manifest_is_fetched(shards: Path, tmp_path: Path, ending: str) -> None:
     cache = tmp_path / "deep/cache"
-    fetch_manifest(f"{shards}{ending}", str(cache), 10)
+    fetch_manifest(f"{shards}{ending}", str(cache), 10, 0)
     assert (cache / MANIFEST).read_bytes() == (shards / MANIFEST).read_bytes()
     assert [path.name for path in cache.iterdir()] == [MANIFEST]
 
 
 def test_a_manifest_in_the_cache_is_kept(shards: Path, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("mine")
-    fetch_manifest("s3://not-asked", str(tmp_path), 10)
+    fetch_manifest("s3://not-asked", str(tmp_path), 10, 0)
     assert (tmp_path / MANIFEST).read_text() == "mine"
 
 
 @pytest.mark.parametrize("remote", ["/no/such/place", "unknown://bucket/data"])
 def test_a_manifest_that_cannot_be_fetched_names_the_remote(tmp_path: Path, remote: str) -> None:
     with pytest.raises(UserError) as caught:
-        fetch_manifest(remote, str(tmp_path / "cache"), 1)
+        fetch_manifest(remote, str(tmp_path / "cache"), 1, 0)
     assert str(caught.value).startswith(f"data.remote={remote}: ")
     assert not (tmp_path / "cache" / MANIFEST).exists()
 
