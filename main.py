@@ -27,9 +27,11 @@ from bertchen.train.dry_run import dry_run
 from bertchen.train.finetune import finetune
 from bertchen.train.finetune_after import check_finetune_after, finetune_after
 from bertchen.train.finish import finish, has_ended
+from bertchen.train.parallelism import parallelism_config
 from bertchen.train.peers import watched_peers
 from bertchen.train.preflight import preflight
-from bertchen.train.run_folder import CHECKPOINT_FILE, LATEST_FILE, adopt_checkpoints, prepare_run_folder
+from bertchen.train.resume import forget_fetched, prepare_store
+from bertchen.train.run_folder import adopt_checkpoints, prepare_run_folder
 from bertchen.train.setup import run_name_of, set_up_process
 from bertchen.train.stopping import saved_when_stopped
 
@@ -65,6 +67,8 @@ def train_masked_lm(config: Config[TrainConfig]) -> None:
         return
     if dist.get_global_rank() == 0:
         prepare_run_folder(cfg.save_folder, cfg.overwrite, config.to_dict())
+    if checked.store is not None:
+        prepare_store(cfg, checked.store)
     dist.barrier()
 
     trainer = Trainer(
@@ -74,26 +78,23 @@ def train_masked_lm(config: Config[TrainConfig]) -> None:
         optimizers=optimizer,
         schedulers=scheduler,
         algorithms=algorithms,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *builders.build_saving(config, checked)],
         loggers=loggers,
         run_name=run_name,
         seed=cfg.seed,
         max_duration=cfg.max_duration,
         precision=checked.precision,
+        parallelism_config=parallelism_config(config),
         device_train_microbatch_size=checked.blocks_per_device,  # the loader divides by microbatch_tokens itself
-        save_folder=cfg.save_folder,
-        save_filename=CHECKPOINT_FILE,
-        save_latest_filename=LATEST_FILE,
-        save_interval=cfg.save_interval,
-        save_num_checkpoints_to_keep=cfg.save_num_checkpoints_to_keep,
-        save_overwrite=True,  # a kill can leave a checkpoint that no run goes on from
         load_path=checked.load_path,
         progress_bar=cfg.progress_bar,
         log_to_console=not cfg.progress_bar,
         console_log_interval=cfg.console_log_interval,
     )
-    if cfg.autoresume and dist.get_global_rank() == 0:
-        adopt_checkpoints(trainer.state.callbacks, cfg.save_folder, checked.load_path)
+    if cfg.autoresume:
+        forget_fetched(cfg)
+        if dist.get_global_rank() == 0:
+            adopt_checkpoints(trainer.state.callbacks, cfg.save_folder, checked.load_path)
     with saved_when_stopped(trainer):
         if cfg.eval.at_start and trainer.state.timestamp.batch == 0:
             trainer.eval()
@@ -128,7 +129,7 @@ def main(argv: list[str]) -> None:
     task = TASKS[read_choice(argv, "task", TASKS, "pretrain", _PRETRAIN.usage)]
     config = load_config(task.schema, argv, task.usage)
     stop_signals.listen()
-    set_up_process()
+    set_up_process(config)
     with watched_peers(), naming_full_disk(config.value.save_folder):
         task.recipe(config)
 

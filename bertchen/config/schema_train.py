@@ -23,9 +23,17 @@ class DataConfig:
         when_stage_ends: when all blocks of a stage have been read: `next` goes on to the next stage, `restart` reads
             them again, in another order, as the last stage does in either case.
         shuffle: shuffle the training blocks, by `seed`.
-        num_canonical_nodes: StreamingDataset's; null takes the number of nodes.
-        predownload, cache_limit, download_retry, download_timeout: StreamingDataset's, for each folder.
-        check_hashes: compare the shards' xxh64 with the index before training: null does so up to 4 GiB.
+        num_canonical_nodes: parts of the data that a batch has equal shares of, StreamingDataset's canonical nodes.
+            Each node fetches the shards of its parts, so it should be a multiple of the number of nodes, and divide
+            `global_train_batch_size`; otherwise some shards are fetched by several. The order of blocks depends on it,
+            and not on nodes and processes. null takes 8, or what divides the batch; and 1 without `shuffle`, so that
+            blocks keep their order, and each node fetches all shards. A checkpoint's goes before it.
+        predownload: blocks that each loader process has fetched ahead; null takes eight batches.
+        cache_limit: most that the cache of each folder may take (200gb), or null: until the disk is full.
+        download_timeout: seconds without an answer after which a download is tried again.
+        download_patience: seconds that a store may be gone; then the run ends with a checkpoint and code 75.
+        check_hashes: compare the shards' xxh64 with the index before training, those of a cache too: null does so up
+            to 4 GiB. What is fetched is compared in any case.
     """
 
     local: str = MISSING
@@ -40,8 +48,8 @@ class DataConfig:
     num_canonical_nodes: int | None = None
     predownload: int | None = None
     cache_limit: str | None = None
-    download_retry: int = 2
     download_timeout: float = 60.0
+    download_patience: float = 300.0
     check_hashes: bool | None = None
 
 
@@ -140,6 +148,36 @@ class SchedulerConfig:
 
 
 @dataclass
+class FsdpConfig:
+    """Weights, gradients and the optimizer's state divided between processes, each on a GPU; Composer's keys.
+
+    Attributes:
+        sharding_strategy: FULL_SHARD, or SHARD_GRAD_OP, which keeps weights whole between forward and backward.
+        data_parallel_replicate_degree: so many copies, each divided between the processes of some nodes (HSDP); null
+            divides one between all.
+        mixed_precision: Composer's: FULL gathers weights in float32 and computes what DDP computes; DEFAULT gathers
+            them, and computes LayerNorms and residuals too, in that of `precision`, for half the traffic; PURE sends
+            gradients so too.
+        activation_checkpointing: compute each layer's forward again in the backward, for memory.
+        forward_prefetch, limit_all_gathers: PyTorch's.
+    """
+
+    sharding_strategy: str = "FULL_SHARD"
+    data_parallel_replicate_degree: int | None = None
+    mixed_precision: str = "FULL"
+    activation_checkpointing: bool = False
+    forward_prefetch: bool = False
+    limit_all_gathers: bool = True
+
+
+@dataclass
+class ParallelismConfig:
+    """How the model is spread over processes: whole on each (DDP), or divided, where `fsdp` is given."""
+
+    fsdp: FsdpConfig | None = None
+
+
+@dataclass
 class EvalConfig:
     """Validation: every `interval`, at each of `lengths`, on the first `blocks` blocks (null: all), `at_start` too."""
 
@@ -158,7 +196,11 @@ class TrainConfig:
         task: what is trained; `pretrain`.
         seed: of everything that is random.
         run_name: in the logs; null takes the name of `save_folder`.
-        save_folder: checkpoints, metrics.jsonl, config.yaml and the exported model.
+        save_folder: checkpoints, metrics.jsonl, config.yaml and the exported model; on this machine.
+        save_remote: a folder in an object store (s3://…, gs://…) or a shared path, to which the run is copied while it
+            trains, and from which autoresume=true goes on, also on a machine that has never seen the run; or null.
+        save_patience: seconds that this store may be gone at a time. Training goes on in any case, and the next
+            checkpoint is tried; if at the end the last one can't be copied for so long, the exit code is 75.
         tokenizer: folder or hub name of any Hugging Face tokenizer with a mask token.
         data: see `DataConfig`.
         init_from: a folder or hub name of weights to start from, of the same architecture; null starts anew.
@@ -172,11 +214,13 @@ class TrainConfig:
         microbatch_tokens: tokens that pass the model at once on a device.
         precision: auto (bf16 on a GPU, float32 on a CPU), fp32 or amp_bf16.
         compile: torch.compile: null on a GPU only.
+        parallelism: see `ParallelismConfig`.
+        dist_timeout: seconds that processes wait for one another before they give up.
         peak_flops: of one device [FLOP/s], for MFU; null looks it up by name.
         algorithms, callbacks, loggers: name to arguments, see `docs/architecture.md`.
         save_interval, save_num_checkpoints_to_keep: checkpoints.
-        autoresume: go on from the last checkpoint of `save_folder` if there is one.
-        overwrite: remove an earlier run in `save_folder`.
+        autoresume: go on from the last checkpoint of `save_folder`, or of `save_remote` if that is later.
+        overwrite: remove an earlier run in `save_folder` and `save_remote`.
         export: write a Hugging Face folder to `save_folder`/hf at the end.
         finetune_after: tasks that the model is fine-tuned for when pretraining has ended: names of YAMLs in
             yamls/finetune/, or paths; results land in `save_folder`/finetune.
@@ -188,6 +232,8 @@ class TrainConfig:
     seed: int = 42
     run_name: str | None = None
     save_folder: str = MISSING
+    save_remote: str | None = None
+    save_patience: float = 300.0
     tokenizer: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     init_from: str | None = None
@@ -203,6 +249,8 @@ class TrainConfig:
     microbatch_tokens: int = 65536
     precision: str = "auto"
     compile: bool | None = None
+    parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
+    dist_timeout: float = 1800.0
     peak_flops: float | None = None
     eval: EvalConfig = field(default_factory=EvalConfig)
     algorithms: dict[str, Any] = field(

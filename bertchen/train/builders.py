@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,18 @@ from composer.utils import dist
 from torch import nn
 
 from bertchen.algorithms import LengthCurriculum, Masking, apply_surgeries
-from bertchen.callbacks import MetricsFile, OwedEvaluation, PeakMemory, StageData, StepSeed, StopAfter, Throughput
+from bertchen.callbacks import (
+    Checkpoints,
+    MetricsFile,
+    OwedEvaluation,
+    PeakMemory,
+    RemoteCopy,
+    SampleIds,
+    StageData,
+    StepSeed,
+    StopAfter,
+    Throughput,
+)
 from bertchen.callbacks.stage_data import Stages
 from bertchen.config import Config
 from bertchen.config.load import nearest
@@ -31,17 +43,18 @@ from bertchen.config.schema_train import TrainConfig
 from bertchen.data.blocks import BlockDataset, EvaluationBatches, train_loader
 from bertchen.data.cutting import split_by_tokens
 from bertchen.data.masking import MaskingVocabulary, mask_tokens
+from bertchen.data.order import default_parts
 from bertchen.data.shared_memory import one_run_at_a_time
 from bertchen.data.stages import StageBlocks, StagedBlocks, staged_loader
 from bertchen.errors import UserError
 from bertchen.metrics import masked_lm_metrics
-from bertchen.stores import is_remote
 from bertchen.tokenizer import require_mask_token, special_token_ids
 from bertchen.train.architectures import architecture_of, load_weights
 from bertchen.train.composer_model import ComposerMaskedLM
 from bertchen.train.devices import default_num_workers
+from bertchen.train.parallelism import compile_model, mark_layers
 from bertchen.train.preflight import Checked, train_splits
-from bertchen.train.run_folder import METRICS_FILE
+from bertchen.train.run_folder import CHECKPOINT_FILE, LATEST_FILE, METRICS_FILE, SAMPLES_FILE
 
 Blocks = TypeVar("Blocks", bound=BlockDataset)
 
@@ -60,9 +73,9 @@ def build_model(config: Config[TrainConfig], checked: Checked) -> ComposerMasked
     else:
         model = load_weights(config, checked.model_config, checked.manifest["block_size"])
     wants_compile = torch.cuda.is_available() if cfg.compile is None else cfg.compile
+    mark_layers(config, model)
     if wants_compile:
-        # Shapes are fixed, so each sequence length is compiled once, without symbolic shapes.
-        model.compile(dynamic=False)
+        compile_model(config, model)
     facts = {"config": config.to_dict(), "manifest": checked.manifest}
     composer_model = ComposerMaskedLM(model, checked.tokenizer, facts)
     apply_surgeries(config, composer_model, checked.precision)
@@ -99,21 +112,22 @@ def build_dataset(
 ) -> Blocks:
     """The blocks of a split; only training is shuffled."""
     data = config.value.data
+    shuffle = data.shuffle and split in train_splits(config)
+    parts = data.num_canonical_nodes or default_parts(shuffle, config.value.global_train_batch_size)
     try:
         with one_run_at_a_time():
             return kind(
                 local=data.local,
                 remote=data.remote,
                 split=split,
-                shuffle=data.shuffle and split in train_splits(config),
+                shuffle=shuffle,
                 shuffle_seed=config.value.seed,
                 batch_size=blocks_per_device,
-                num_canonical_nodes=data.num_canonical_nodes,
+                num_canonical_nodes=parts,
                 predownload=data.predownload,
                 cache_limit=data.cache_limit,
-                download_retry=data.download_retry,
                 download_timeout=data.download_timeout,
-                validate_hash="xxh64" if data.remote else None,
+                download_patience=data.download_patience,
             )
     except ValueError as error:  # a limit of the cache that is too low, say
         raise UserError(f"data (from {config.source('data')}): {error}") from error
@@ -273,7 +287,7 @@ def _has_netrc_entry() -> bool:
 def build_loggers(config: Config[Any], run_name: str) -> list[LoggerDestination]:
     """`metrics.jsonl` always; W&B (offline without a key, never a prompt) and TensorBoard by name."""
     cfg = config.value
-    folder = "." if is_remote(cfg.save_folder) else cfg.save_folder
+    folder = cfg.save_folder
     table: dict[str, Callable[..., LoggerDestination]] = {
         "wandb": _wandb(folder, run_name),
         "tensorboard": partial(TensorboardLogger, log_dir=os.path.join(folder, "tensorboard")),
@@ -285,12 +299,17 @@ def build_callbacks(config: Config[TrainConfig], checked: Checked, parameters: i
     """The callbacks under `callbacks`, the seeding of each step, what a stop owes, and the wall-clock limit if any."""
     stop = StopAfter(checked.stop_after, str(config.value.stop_after)) if checked.stop_after else None
     left = (lambda: stop.seconds - stop.elapsed()) if stop else None
-    named = named_callbacks(config, parameters, checked.peak_flops, left)
+    samples = partial(SampleIds, os.path.join(config.value.save_folder, SAMPLES_FILE))
+    named = named_callbacks(config, parameters, checked.peak_flops, left, {"sample_ids": samples})
     return [*named, OwedEvaluation(), *([stop] if stop else [])]
 
 
 def named_callbacks(
-    config: Config[Any], parameters: int, peak_flops: float | None, seconds_left: Callable[[], float] | None = None
+    config: Config[Any],
+    parameters: int,
+    peak_flops: float | None,
+    seconds_left: Callable[[], float] | None = None,
+    others: Mapping[str, Callable[..., Callback]] | None = None,
 ) -> list[Callback]:
     """The callbacks under `callbacks`, and before them the seeding of each step.
 
@@ -298,6 +317,7 @@ def named_callbacks(
         parameters: of the model.
         peak_flops: of one device [FLOP/s], if known.
         seconds_left: what another limit than `max_duration` leaves, if there is one.
+        others: callbacks that this kind of run has, and others don't.
     """
 
     def throughput(window: int = 10) -> Throughput:
@@ -310,8 +330,28 @@ def named_callbacks(
         "memory_monitor": MemoryMonitor,
         "nan_monitor": NaNMonitor,
         "optimizer_monitor": OptimizerMonitor,
+        **(others or {}),
     }
     return [StepSeed(config.value.seed), *build_named(config, "callbacks", table)]
+
+
+def build_saving(config: Config[TrainConfig], checked: Checked) -> list[Callback]:
+    """What saves the run, here and, on the first process, in a store; they come last of the callbacks."""
+    cfg, remote = config.value, None
+    folder = Path(cfg.save_folder)
+    logs = [folder / METRICS_FILE, folder / SAMPLES_FILE]
+    if checked.store is not None and dist.get_global_rank() == 0:
+        remote = RemoteCopy(checked.store, folder, cfg.save_num_checkpoints_to_keep, logs, checked.load_path)
+    checkpoints = Checkpoints(
+        folder=cfg.save_folder,
+        filename=CHECKPOINT_FILE,
+        latest_filename=LATEST_FILE,
+        save_interval=cfg.save_interval,
+        num_checkpoints_to_keep=cfg.save_num_checkpoints_to_keep,
+        logs=logs,
+        on_saved=remote.checkpoint_saved if remote else lambda saved: None,
+    )
+    return [checkpoints, *([remote] if remote else [])]
 
 
 def build_stage_data(config: Config[TrainConfig], loader: DataSpec, curriculum: Stages | None) -> list[Callback]:

@@ -14,7 +14,6 @@ from bertchen.config.load import nearest
 from bertchen.config.schema_finetune import FinetuneConfig
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
-from bertchen.stores import is_remote
 from bertchen.train.finetune import finetune
 from bertchen.train.finetune_checks import check_data, check_settings
 from bertchen.train.finetune_tasks import as_overrides, find_task, task_names
@@ -35,8 +34,6 @@ def check_finetune_after(config: Config[TrainConfig]) -> None:
     cfg = config.value
     if not cfg.finetune_after:
         return
-    if is_remote(cfg.save_folder):
-        config.fail("finetune_after", f"needs a run folder on this machine, save_folder={cfg.save_folder} isn't")
     for name in cfg.finetune_after:
         if cfg.finetune_after.count(name) > 1:
             config.fail("finetune_after", f"names {name} twice")

@@ -8,11 +8,12 @@ from typing import Any
 from composer import Trainer
 from composer.utils import dist
 
-from bertchen.callbacks import MetricsFile, StopAfter
+from bertchen.callbacks import MetricsFile, RemoteCopy, StopAfter
 from bertchen.config import Config
 from bertchen.config.schema_train import TrainConfig
 from bertchen.export import export_checkpoint
-from bertchen.stores import is_remote
+from bertchen.stores import hidden
+from bertchen.train.resume import by_first
 from bertchen.train.run_folder import EXPORT_FOLDER, LATEST_FILE
 from bertchen.train.setup import run_name_of
 
@@ -33,16 +34,25 @@ def finish(config: Config[TrainConfig], trainer: Trainer) -> None:
         for label, metrics in state.eval_metrics.items()
         if metrics
     }
+    remote = next((each for each in state.callbacks if isinstance(each, RemoteCopy)), None)
+    if remote is not None:
+        remote.waits_at_close = False
     trainer.close()
     folder = None
-    if cfg.export and dist.get_global_rank() == 0 and not is_remote(cfg.save_folder):
+    if cfg.export and dist.get_global_rank() == 0:
         folder = str(Path(cfg.save_folder) / EXPORT_FOLDER)
         export_checkpoint(
             str(Path(cfg.save_folder) / LATEST_FILE.format(rank=0)), folder, name=run_name_of(cfg), overwrite=True
         )
+    by_first(lambda: remote.finish(_exported(cfg.save_folder, folder)) if remote else None)
     if dist.get_global_rank() == 0:
         print(summary(cfg, reason, state, losses, folder), flush=True)
     dist.barrier()
+
+
+def _exported(save_folder: str, folder: str | None) -> list[str]:
+    """Names of the exported files below the run's folder."""
+    return [] if folder is None else sorted(str(path.relative_to(save_folder)) for path in Path(folder).iterdir())
 
 
 def has_ended(trainer: Trainer) -> bool:
@@ -71,6 +81,7 @@ def summary(cfg: TrainConfig, reason: str, state: Any, losses: dict[str, float],
         f"ended: {reason}, after {state.timestamp.batch.value} steps and {state.timestamp.token.value:,} tokens",
         *(f"validation loss ({label}): {loss:.4f}" for label, loss in losses.items()),
         f"run folder: {cfg.save_folder}",
+        *([f"copied to: {hidden(cfg.save_remote)}"] if cfg.save_remote else []),
     ]
     if folder:
         lines.append(f"exported model: {folder}")

@@ -17,13 +17,14 @@ from bertchen.callbacks.stage_data import WHEN_STAGE_ENDS
 from bertchen.config import Config, parse_seconds
 from bertchen.config.load import nearest
 from bertchen.config.schema_train import TrainConfig
-from bertchen.data.blocks import fetch_manifest
 from bertchen.data.manifest import read_manifest
 from bertchen.data.shards import check_shards
 from bertchen.data.shared_memory import claim_cache
+from bertchen.data.streams import fetch_manifest, prepare_cache
 from bertchen.errors import UserError
 from bertchen.model import why_unavailable
-from bertchen.stores import is_remote
+from bertchen.run_store import RunStore
+from bertchen.stores import hidden, is_remote
 from bertchen.tokenizer import load_tokenizer, require_mask_token, tokenizer_fingerprint
 from bertchen.train.architectures import ModelConfig, build_model_config, count_parameters
 from bertchen.train.checks import (
@@ -38,7 +39,9 @@ from bertchen.train.checks import (
 )
 from bertchen.train.curriculum import Curriculum, check_curriculum
 from bertchen.train.devices import compute_dtype, device_name, peak_flops, resolve_precision
-from bertchen.train.run_folder import check_run_folder, find_checkpoint
+from bertchen.train.parallelism import check_parallelism, check_processes
+from bertchen.train.resume import check_store, checkpoint_to_load
+from bertchen.train.run_folder import check_run_folder
 
 # Keys whose value, where there is one, must be positive, and those that may be 0 too.
 _POSITIVE = (
@@ -46,13 +49,16 @@ _POSITIVE = (
     "global_train_batch_size",
     "microbatch_tokens",
     "save_num_checkpoints_to_keep",
+    "save_patience",
     "optimizer.lr",
     "data.prefetch_factor",
+    "data.num_canonical_nodes",
+    "data.download_timeout",
     "eval.blocks",
     "eval.batch_tokens",
     "peak_flops",
 )
-_NOT_NEGATIVE = ("optimizer.weight_decay", "optimizer.eps", "data.num_workers")
+_NOT_NEGATIVE = ("optimizer.weight_decay", "optimizer.eps", "data.num_workers", "data.download_patience")
 
 # The units that Composer takes for each key.
 _TIME_UNITS = {
@@ -77,6 +83,7 @@ class Checked:
         peak_flops: of one device [FLOP/s], if known.
         stop_after: [s], if there is a limit.
         load_path: the checkpoint to go on from, if there is one.
+        store: to which the run is copied, if there is one.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -88,6 +95,7 @@ class Checked:
     peak_flops: float | None
     stop_after: float | None
     load_path: str | None
+    store: RunStore | None
 
 
 def preflight(config: Config[TrainConfig]) -> Checked:
@@ -101,8 +109,10 @@ def preflight(config: Config[TrainConfig]) -> Checked:
     _check_stages(config)
     stop_after = _duration_limit(config)
     precision = checked(config, "precision", resolve_precision, cfg.precision)
-    if not cfg.dry_run:
-        check_run_folder(cfg.save_folder, cfg.autoresume, cfg.overwrite)
+    check_processes(config)
+    check_parallelism(config)
+    _check_folders(config)
+    store = _open_store(config)
     tokenizer = load_tokenizer(cfg.tokenizer)
     require_mask_token(tokenizer)
     manifest = _check_data(config, tokenizer)
@@ -111,18 +121,10 @@ def preflight(config: Config[TrainConfig]) -> Checked:
     blocks_per_device = _check_batch(config, manifest)
     steps_an_epoch = manifest["splits"][train_splits(config)[0]]["blocks"] // cfg.global_train_batch_size
     curriculum = check_curriculum(config, manifest["block_size"], steps_an_epoch)
-    if not is_remote(cfg.save_folder):
-        check_disk(
-            config,
-            count_parameters(model_config),
-            cfg.save_num_checkpoints_to_keep,
-            "lower save_num_checkpoints_to_keep",
-        )
-    if dist.get_local_rank() == 0 and cfg.data.remote is None:
-        for split in _splits(config):
-            check_shards(
-                os.path.join(cfg.data.local, split), "auto" if cfg.data.check_hashes is None else cfg.data.check_hashes
-            )
+    # One that is uploaded is there until it is, also when it is no longer kept.
+    checkpoints = cfg.save_num_checkpoints_to_keep + (store is not None)
+    check_disk(config, count_parameters(model_config), checkpoints, "lower save_num_checkpoints_to_keep")
+    _check_shards(config)
     return Checked(
         tokenizer=tokenizer,
         manifest=manifest,
@@ -132,8 +134,29 @@ def preflight(config: Config[TrainConfig]) -> Checked:
         precision=precision,
         peak_flops=cfg.peak_flops or peak_flops(device_name()),
         stop_after=stop_after,
-        load_path=find_checkpoint(cfg.save_folder) if cfg.autoresume else None,
+        load_path=checkpoint_to_load(cfg, store) if cfg.autoresume else None,
+        store=store,
     )
+
+
+def _check_folders(config: Config[TrainConfig]) -> None:
+    cfg = config.value
+    if is_remote(cfg.save_folder):
+        config.fail("save_folder", "should be a folder on this machine; save_remote takes one in a store")
+    if not cfg.dry_run:
+        check_run_folder(cfg.save_folder, cfg.autoresume, cfg.overwrite)
+
+
+def _open_store(config: Config[TrainConfig]) -> RunStore | None:
+    cfg = config.value
+    if cfg.save_remote is None:
+        return None
+    try:
+        store = RunStore(cfg.save_remote, cfg.save_patience)
+    except ValueError as error:
+        config.fail("save_remote", str(error), hidden(cfg.save_remote))
+    check_store(cfg, store)
+    return store
 
 
 def _check_numbers(config: Config[TrainConfig]) -> None:
@@ -187,10 +210,12 @@ def _check_data(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase)
     cfg = config.value
     if cfg.data.remote is None:
         _check_folder(config)
+    elif os.path.abspath(cfg.data.remote) == os.path.abspath(cfg.data.local):
+        config.fail("data.remote", "is data.local itself: leave it out where the data is local")
     else:
         if dist.get_local_rank() == 0:
             claim_cache(cfg.data.local, _splits(config))
-        fetch_manifest(cfg.data.remote, cfg.data.local, cfg.data.download_timeout)
+        fetch_manifest(cfg.data.remote, cfg.data.local, cfg.data.download_timeout, cfg.data.download_patience)
     manifest = read_manifest(cfg.data.local)
     made_with, given = manifest["tokenizer"], tokenizer_fingerprint(tokenizer)
     if made_with["fingerprint"] != given:
@@ -208,6 +233,16 @@ def _check_data(config: Config[TrainConfig], tokenizer: PreTrainedTokenizerBase)
         if length < 1 or manifest["block_size"] % length:
             config.fail("eval.lengths", f"{length} doesn't divide the data's blocks of {manifest['block_size']} tokens")
     return manifest
+
+
+def _check_shards(config: Config[TrainConfig]) -> None:
+    """Refuses damaged shards of local data, removes those of a cache."""
+    data, splits = config.value.data, _splits(config)
+    if data.remote is not None:
+        prepare_cache(data.remote, data.local, splits, data.check_hashes, data.download_timeout, data.download_patience)
+    elif dist.get_local_rank() == 0:
+        for split in splits:
+            check_shards(os.path.join(data.local, split), "auto" if data.check_hashes is None else data.check_hashes)
 
 
 def train_splits(config: Config[TrainConfig]) -> list[str]:
@@ -256,4 +291,6 @@ def _check_batch(config: Config[TrainConfig], manifest: dict[str, Any]) -> int:
     blocks, split = min((manifest["splits"][split]["blocks"], split) for split in train_splits(config))
     if blocks < cfg.global_train_batch_size:
         config.fail("global_train_batch_size", f"{split} has {blocks} blocks only: give at most that many")
+    if (cfg.data.num_canonical_nodes or 1) > blocks:
+        config.fail("data.num_canonical_nodes", f"{split} has {blocks} blocks only: give at most that many")
     return per_device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -14,35 +15,35 @@ from composer.callbacks import CheckpointSaver
 from composer.core import Callback
 from omegaconf import OmegaConf
 
+from bertchen.callbacks.checkpoints import temporary_name
+from bertchen.callbacks.remote_copy import ASIDE
 from bertchen.errors import UserError
-from bertchen.stores import is_remote
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 CHECKPOINT_FILE = "ep{epoch}-ba{batch}-rank{rank}.pt"
 LATEST_FILE = "latest-rank{rank}.pt"
 EXPORT_FOLDER = "hf"
 BEST_FILE = "best_weights.pt"
 FINETUNE_FOLDER = "finetune"
 _CHECKPOINT = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
-_TEXT = "|".join(map(re.escape, (CONFIG_FILE, METRICS_FILE, BEST_FILE)))
-_OURS = re.compile(rf"{_TEXT}|\.({_TEXT})\.tmp|(ep\d+-ba\d+|latest)-rank\d+\.pt")
-_OUR_FOLDERS = re.compile(rf"{EXPORT_FOLDER}|\.{EXPORT_FOLDER}\.tmp-\w+|tensorboard|wandb|{FINETUNE_FOLDER}")
+_TEXT = "|".join(map(re.escape, (CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, BEST_FILE)))
+_WEIGHTS = r"(ep\d+-ba\d+|latest)-rank\d+\.pt"
+_OURS = re.compile(rf"{_TEXT}|\.({_TEXT})(\.\d+)?\.tmp|{_WEIGHTS}|\.{_WEIGHTS}(\.\d+)?\.tmp")
+_OUR_FOLDERS = re.compile(rf"{EXPORT_FOLDER}|\.{EXPORT_FOLDER}\.tmp-\w+|tensorboard|wandb|{FINETUNE_FOLDER}|{ASIDE}")
 
 
 def check_run_folder(folder: str, autoresume: bool, overwrite: bool) -> None:
     """Refuses a folder that holds something, unless it is to be resumed or overwritten.
 
     Raises:
-        UserError: the folder isn't empty, is a file, or can't be written; it is remote and to be resumed; or both
-            keys are set.
+        UserError: the folder isn't empty, is a file, or can't be written; or both keys are set.
     """
     if autoresume and overwrite:
         raise UserError("autoresume=true and overwrite=true contradict each other: set one of them")
-    if is_remote(folder):
-        if autoresume:  # nothing looks for checkpoints there: the run would start anew and replace them
-            raise UserError(f"save_folder={folder}: autoresume=true needs a local folder; copy the run to one")
-        return
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise UserError(f"save_folder={folder} is a file; give a folder")
@@ -66,8 +67,6 @@ def check_run_folder(folder: str, autoresume: bool, overwrite: bool) -> None:
 
 def prepare_run_folder(folder: str, overwrite: bool, config: dict[str, Any]) -> None:
     """Makes the folder, removes an earlier run's files if asked to, and writes the resolved configuration."""
-    if is_remote(folder):
-        return
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     if overwrite:
@@ -83,28 +82,35 @@ def prepare_run_folder(folder: str, overwrite: bool, config: dict[str, Any]) -> 
 
 
 def find_checkpoint(folder: str) -> str | None:
-    """The newest checkpoint of a run, checked for damage; None if there is none.
+    """The newest checkpoint of a run that is whole; None if there is none at all.
 
     The link to the latest is set after a checkpoint is complete, so a kill during saving leaves a partial file that
-    no link names. Where the link itself was lost, the newest complete checkpoint counts.
+    no link names. Where the link itself was lost, or what it names is damaged, the newest whole one counts.
 
     Raises:
-        UserError: the newest complete checkpoint is damaged.
+        UserError: there are checkpoints, none of which is whole.
     """
-    if is_remote(folder):
-        return None
     latest = Path(folder) / LATEST_FILE.format(rank=0)
     if not latest.exists():
         return next(_intact(folder), None)
     path = str(latest.resolve())
     reason = damage(path)
-    if reason:
-        usable = next((other for other in _intact(folder) if other != path), None)
-        advice = (
-            f"remove it to go on from {usable}" if usable else "there is no other one: start anew with overwrite=true"
+    if reason is None:
+        return path
+    before = next((other for other in _intact(folder) if other != path), None)
+    if before is None:
+        raise UserError(
+            f"{path}: damaged checkpoint ({reason}); there is no other one that is whole: start anew with "
+            "overwrite=true"
         )
-        raise UserError(f"{path}: damaged checkpoint ({reason}); {advice}")
-    return path
+    log.warning("%s: damaged checkpoint (%s); going on from the one before, %s", path, reason, before)
+    return before
+
+
+def step_of(checkpoint: str) -> int | None:
+    """The step of a checkpoint, by its name; None for one of another name than ours."""
+    found = _CHECKPOINT.fullmatch(Path(checkpoint).name)
+    return int(found[1]) if found else None
 
 
 def adopt_checkpoints(callbacks: Iterable[Callback], folder: str, load_path: str | None) -> None:
@@ -113,8 +119,8 @@ def adopt_checkpoints(callbacks: Iterable[Callback], folder: str, load_path: str
     Without it each restart would leave some for good. Those later than `load_path`, which were never finished or never
     linked, are removed: the run comes to their steps again.
     """
-    if is_remote(folder):
-        return
+    for path in Path(folder).glob(temporary_name(Path("*-rank0.pt")).name):
+        path.unlink()
     found = _checkpoints(folder)
     reached = (
         0 if load_path is None else next((step for step, path in found if os.path.samefile(path, load_path)), None)
