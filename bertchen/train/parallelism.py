@@ -55,7 +55,7 @@ def check_parallelism(config: Config[TrainConfig]) -> None:
         return
     key = "parallelism.fsdp"
     instead = "leave it out (its checkpoints load without it)"
-    if not torch.cuda.is_available():
+    if not has_gpu():
         config.fail(key, f"Composer has it on GPUs alone; {instead}", asdict(fsdp))
     if processes == 1:
         config.fail(key, f"needs several processes to divide the weights between; {instead}", asdict(fsdp))
@@ -86,6 +86,11 @@ def parallelism_config(config: Config[TrainConfig]) -> dict[str, Any] | None:
     given = {name: value for name, value in asdict(fsdp).items() if value is not None}
     # Without `use_orig_params` weight decay could not leave out biases and LayerNorms.
     return {"fsdp": {**given, "state_dict_type": "full", "use_orig_params": True}}
+
+
+def has_gpu() -> bool:
+    """Whether Composer would put FSDP somewhere."""
+    return torch.cuda.is_available()
 
 
 def mark_layers(config: Config[TrainConfig], model: PreTrainedModel) -> None:

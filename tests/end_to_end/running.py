@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,14 +116,17 @@ def succeed(*command: str, env: dict[str, str] | None = None) -> subprocess.Comp
 
 
 class Started:
-    """`python main.py …` in a session of its own, so that it can be killed with everything that it started."""
+    """`python main.py …` in a session of its own, so that it can be killed with everything that it started.
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    `launcher` stands in the place of `python`, to start several processes.
+    """
+
+    def __init__(self, arguments: list[str], log: Path, launcher: Sequence[str] = (PYTHON,)) -> None:
         self.folder = Path(next(item for item in arguments if item.startswith("save_folder=")).partition("=")[2])
         self.log = log
         with log.open("a") as file:
             self.process = subprocess.Popen(
-                [PYTHON, "main.py", *arguments],
+                [*launcher, "main.py", *arguments],
                 cwd=ROOT,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
@@ -158,9 +161,9 @@ class Started:
 
 
 @contextmanager
-def started(arguments: list[str], log: Path) -> Iterator[Started]:
+def started(arguments: list[str], log: Path, launcher: Sequence[str] = (PYTHON,)) -> Iterator[Started]:
     """A run that doesn't outlive the test."""
-    run_ = Started(arguments, log)
+    run_ = Started(arguments, log, launcher)
     try:
         yield run_
     finally:
@@ -183,6 +186,13 @@ def exact(folder: Path) -> list[dict[str, Any]]:
 def losses(folder: Path) -> list[float]:
     """Training losses, a step each."""
     return [line["loss/train/total"] for line in metrics(folder) if "loss/train/total" in line]
+
+
+def samples(folder: Path) -> list[list[int]]:
+    """The blocks of each step in samples.jsonl, whose lines must be those of all steps in their order."""
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(len(lines)))
+    return [line["blocks"] for line in lines]
 
 
 def validation(folder: Path, length: int = BLOCK_SIZE) -> dict[int, float]:

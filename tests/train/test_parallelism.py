@@ -1,0 +1,128 @@
+"""DDP and FSDP by key: what is refused, what Composer is given, and which modules FSDP divides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import fields
+
+import pytest
+from composer.utils.parallelism import FSDPConfig
+
+from bertchen.config import Config
+from bertchen.config.schema_train import TrainConfig
+from bertchen.errors import UserError
+from bertchen.train import builders, parallelism
+from bertchen.train.preflight import preflight
+
+MakeConfig = Callable[..., Config[TrainConfig]]
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets it look as if there were so many processes, each with a GPU."""
+
+    def pretend(processes: int) -> None:
+        monkeypatch.setattr(parallelism, "has_gpu", lambda: True)
+        monkeypatch.setattr("bertchen.train.parallelism.dist.get_world_size", lambda: processes)
+
+    return pretend
+
+
+def test_ddp_is_composers_default(train_config: MakeConfig) -> None:
+    assert parallelism.parallelism_config(train_config()) is None
+    parallelism.check_parallelism(train_config())
+
+
+def test_fsdp_saves_one_file_with_whole_weights(train_config: MakeConfig, gpus: Callable[[int], None]) -> None:
+    gpus(2)
+    config = train_config("parallelism.fsdp={}")
+    parallelism.check_parallelism(config)
+    given = parallelism.parallelism_config(config)
+    assert given is not None
+    assert given["fsdp"]["state_dict_type"] == "full"
+    assert given["fsdp"]["sharding_strategy"] == "FULL_SHARD"
+    # Composer sets whatever it is given, known or not.
+    assert given["fsdp"].keys() <= {field.name for field in fields(FSDPConfig)}
+
+
+def test_copies_of_a_divided_model(train_config: MakeConfig, gpus: Callable[[int], None]) -> None:
+    gpus(4)
+    config = train_config("parallelism.fsdp.data_parallel_replicate_degree=2")
+    parallelism.check_parallelism(config)
+    given = parallelism.parallelism_config(config)
+    assert given is not None
+    assert given["fsdp"]["data_parallel_replicate_degree"] == 2
+
+
+@pytest.mark.parametrize(
+    ("processes", "overrides", "message"),
+    [
+        (1, ["parallelism.fsdp={}"], "parallelism.fsdp={.*needs several processes.*load without it"),
+        (2, ["parallelism.fsdp.sharding_strategy=FULL_SHRAD"], "did you mean FULL_SHARD"),
+        (2, ["parallelism.fsdp.mixed_precision=HALF"], "unknown; known: "),
+        (4, ["parallelism.fsdp.data_parallel_replicate_degree=3"], "should divide the number of processes, 4"),
+        (2, ["parallelism.fsdp={}", "algorithms.ema.half_life=10ba"], "algorithms.ema=.*keeps whole weights"),
+        (2, ["parallelism.fsdp={}", "algorithms.gradient_clipping.clipping_type=adaptive"], "has norm and value"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(
+    train_config: MakeConfig, gpus: Callable[[int], None], processes: int, overrides: list[str], message: str
+) -> None:
+    gpus(processes)
+    with pytest.raises(UserError, match=message):
+        parallelism.check_parallelism(train_config(*overrides))
+
+
+def test_fsdp_without_a_gpu_is_refused_in_preflight(train_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match=r"parallelism.fsdp.*on GPUs alone"):
+        preflight(train_config("parallelism.fsdp={}"))
+
+
+@pytest.mark.parametrize("override", ["parallelism.fsdp.shards=2", "parallelism.ddp={}"])
+def test_unknown_keys_are_refused(train_config: MakeConfig, override: str) -> None:
+    with pytest.raises(UserError, match="unknown"):
+        train_config(override)
+
+
+def test_unlike_nodes_are_refused(train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bertchen.train.parallelism.dist.all_gather_object", lambda value: [3, 3, 3, 1])
+    with pytest.raises(UserError, match="the same number of processes; they start 1 to 3"):
+        parallelism.check_processes(train_config())
+
+
+@pytest.mark.parametrize("architecture", ["mosaicbert", "bert"])
+def test_layers_are_divided_one_by_one_and_tied_weights_stay_together(
+    train_config: MakeConfig, architecture: str
+) -> None:
+    config = train_config(f"model.architecture={architecture}")
+    model = builders.build_model(config, preflight(config)).model
+    assert not any(hasattr(module, "_fsdp_wrap") for module in model.modules())
+    parallelism.mark_layers(train_config("parallelism.fsdp.activation_checkpointing=true"), model)
+    marked = [module for module in model.modules() if getattr(module, "_fsdp_wrap", False)]
+    assert len(marked) == model.config.num_hidden_layers
+    assert all(module._activation_checkpointing for module in marked)
+    alone = {id(parameter) for module in marked for parameter in module.parameters()}
+    assert len(alone) == sum(len(list(module.parameters())) for module in marked)
+    embeddings, decoder = model.get_input_embeddings(), model.get_output_embeddings()
+    assert embeddings.weight is decoder.weight
+    assert id(embeddings.weight) not in alone
+
+
+@pytest.mark.parametrize(("override", "whole"), [("parallelism={}", True), ("parallelism.fsdp={}", False)])
+def test_with_fsdp_each_layer_is_compiled(train_config: MakeConfig, override: str, whole: bool) -> None:
+    config = train_config()
+    model = builders.build_model(config, preflight(config)).model
+    parallelism.compile_model(train_config(override), model)
+    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
+    assert compiled == ([model] if whole else list(parallelism.encoder_layers(model)))
+
+
+@pytest.mark.parametrize(("given", "node"), [({"GROUP_RANK": "3"}, "3"), ({"GROUP_RANK": "3", "NODE_RANK": "1"}, "1")])
+def test_torchrun_names_the_node_otherwise(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], node: str) -> None:
+    monkeypatch.delenv("NODE_RANK", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    parallelism.complete_environment()
+    assert os.environ["NODE_RANK"] == node
+    monkeypatch.delenv("NODE_RANK")
