@@ -8,12 +8,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bertchen.config import load_config
 from bertchen.config.schema_evaluate import EvaluateConfig
 from bertchen.errors import EXIT_CODE, user_errors
+from bertchen.signals import stop_signals
 
 USAGE = "python scripts/evaluate.py yamls/evaluate.yaml models=[MODEL,…] [tasks=[TASK,…]] [seeds=5] [key=value …]"
 
 
 def main() -> None:
     failed = []
+    stop_signals.listen()  # the run that is under way is then stopped too, and saved
     with user_errors():
         config = load_config(EvaluateConfig, sys.argv[1:], USAGE)
         # Here, so that a wrong key is told at once.

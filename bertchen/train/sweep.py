@@ -18,7 +18,7 @@ from bertchen.config import Config, load_config
 from bertchen.config.load import nearest
 from bertchen.config.schema_evaluate import EvaluateConfig
 from bertchen.config.schema_finetune import FinetuneConfig
-from bertchen.errors import UserError
+from bertchen.errors import AGAIN_EXIT_CODE, Stop, UserError
 from bertchen.train.finetune_checks import check_data, check_settings, default_folder
 from bertchen.train.finetune_results import config_hash, missing_splits
 from bertchen.train.finetune_tasks import as_overrides, find_task, task_names
@@ -27,6 +27,7 @@ from bertchen.train.run_folder import BEST_FILE
 MAIN = Path(__file__).resolve().parents[2] / "main.py"
 ALL = "all"
 FIRST_SEED = 42
+GOES_ON = "the same command goes on from there"
 
 _WEIGHTS = ("ep*-ba*-rank*.pt", "latest-rank*.pt", BEST_FILE)
 # What a sweep decides for its runs.
@@ -95,6 +96,9 @@ def sweep(runs: Sequence[Run], config: Config[EvaluateConfig], show: Callable[[s
         runs: the plan.
         config: of the sweep.
         show: prints a line.
+
+    Raises:
+        Stop: a run was stopped and can go on later, and so can the sweep.
     """
     failed = []
     for number, run in enumerate(runs, start=1):
@@ -104,6 +108,8 @@ def sweep(runs: Sequence[Run], config: Config[EvaluateConfig], show: Callable[[s
         else:
             show(f"{where}: {run.log}")
             code = _start(run, config.value.processes)
+            if code == AGAIN_EXIT_CODE:
+                raise Stop(f"{where}: {_last_line(run.log).removeprefix('error: ')}; {GOES_ON}", code)
             if code or run.missing:
                 failed.append(run)
                 show(f"{where}: failed with exit code {code}: {_last_line(run.log)}")

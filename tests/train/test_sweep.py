@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from task_files import classification, tagging
 from bertchen.config import Config, load_config
 from bertchen.config.schema_evaluate import EvaluateConfig
 from bertchen.config.schema_finetune import FinetuneConfig
-from bertchen.errors import UserError
+from bertchen.errors import AGAIN_EXIT_CODE, Stop, UserError
 from bertchen.report.sweep_table import sweep_tables
 from bertchen.tasks.results import append_result
 from bertchen.train import sweep as module
@@ -126,6 +127,22 @@ def test_a_model_can_have_values_of_its_own(make: Make) -> None:
 )
 def test_refused_before_anything_is_started(make: Make, overrides: tuple[str, ...], fragment: str) -> None:
     assert fragment in refused(make(*overrides))
+
+
+def test_a_run_that_was_stopped_stops_the_sweep(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It isn't a failure: neither it nor those after it have failed."""
+    codes = iter([1, AGAIN_EXIT_CODE])
+
+    def start(run: Run, processes: int) -> int:
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        run.log.write_text("error: stopped by SIGTERM; 3 steps are saved\n")
+        return next(codes)
+
+    monkeypatch.setattr(module, "_start", start)
+    with pytest.raises(Stop) as caught:
+        sweep(plan(make()), make(), print)
+    assert caught.value.exit_code == AGAIN_EXIT_CODE
+    assert re.fullmatch("2/8 words, owner/two, seed 42: stopped by SIGTERM; 3 steps are saved; .*", str(caught.value))
 
 
 def test_missing_data_of_all_tasks_is_told_at_once(make: Make, tmp_path: Path) -> None:
