@@ -45,6 +45,7 @@ class ComposerMaskedLM(HuggingFaceModel):
         with _known_not_causal():
             super().__init__(model, tokenizer=tokenizer, eval_metrics=masked_lm_metrics())  # type: ignore[arg-type]
         self.facts = facts
+        self._class = f"{type(model).__module__}.{type(model).__qualname__}"
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The loss of a microbatch, such that Composer's weighting by rows gives the mean over the global batch."""
@@ -76,4 +77,6 @@ class ComposerMaskedLM(HuggingFaceModel):
 
     def get_metadata(self) -> dict[str, Any]:
         """Composer's (configuration and tokenizer) and ours, for `integrations.huggingface` in a checkpoint."""
-        return {**super().get_metadata(), "bertchen": self.facts}
+        metadata = super().get_metadata()
+        metadata["model"]["config"]["class"] = self._class  # what it is where FSDP has wrapped it, too
+        return {**metadata, "bertchen": self.facts}
