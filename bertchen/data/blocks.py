@@ -103,6 +103,19 @@ class BlockDataset(CachedDataset):
 
     def _prepare_thread(self, it: _Iterator) -> None:
         """StreamingDataset's thread that has shards fetched and decompressed ahead of reading."""
+        try:
+            self._prepare_ahead(it)
+        finally:
+            it.on_exit()  # after a failure too, or the end of the epoch waits for it
+
+    def _ready_thread(self, it: _Iterator) -> None:
+        """StreamingDataset's thread that finds how far the shards that are there reach."""
+        try:
+            self._find_ready(it)
+        finally:
+            it.on_exit()
+
+    def _prepare_ahead(self, it: _Iterator) -> None:
         prepared: set[int] = set()
         while it.prepare_index < it.total and not self._has_ended(it):
             stop = min(it.total, it.yield_index + self.predownload + 1)
@@ -118,10 +131,8 @@ class BlockDataset(CachedDataset):
             it.prepare_index = stop
             if not len(ids):
                 sleep(TICK)
-        it.on_exit()
 
-    def _ready_thread(self, it: _Iterator) -> None:
-        """StreamingDataset's thread that finds how far the shards that are there reach."""
+    def _find_ready(self, it: _Iterator) -> None:
         ticks = 1
         while it.ready_index < it.total and not self._has_ended(it):
             may_fetch = it.yield_index + self.predownload + 1
@@ -141,7 +152,6 @@ class BlockDataset(CachedDataset):
                     self.free_abandoned(int(shards[0]))
                 ticks += 1
                 sleep(TICK)
-        it.on_exit()
 
     def _has_ended(self, it: _Iterator) -> bool:
         """Whether another epoch was begun, or the other thread has failed."""
