@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from bertchen.errors import AGAIN_EXIT_CODE
@@ -40,6 +41,7 @@ class StopSignals:
     def listen(self) -> None:
         """From now on this process hears them; to be called in its main thread."""
         self.__init__()
+        _shield_resource_tracker()
         for number in SIGNALS:
             signal.signal(number, self._hear)
 
@@ -66,6 +68,18 @@ class StopSignals:
 
 
 stop_signals = StopSignals()
+
+
+def _shield_resource_tracker() -> None:
+    """Begins the process that gives shared memory back after all others, before a signal comes, and with it blocked.
+
+    Slurm signals all processes of a step; this one is deaf to SIGTERM by itself, but would end of SIGUSR1.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_to_parent() -> None:
