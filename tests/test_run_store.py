@@ -143,7 +143,11 @@ def test_large_files_go_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert store.fetch(checkpoint, tmp_path / "back") is None
 
 
-def test_a_store_that_is_gone_is_named_after_the_patience(faulty_store: FaultyStore) -> None:
+def test_a_store_that_is_gone_is_named_after_the_patience(
+    faulty_store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     store = RunStore(URL, patience=0.0)
     with faulty_store.gone(), pytest.raises(StoreGone, match=rf"writing .*{PREFIX}"):
         store.check()

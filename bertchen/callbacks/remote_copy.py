@@ -78,10 +78,10 @@ class RemoteCopy(Callback):
         for older in superseded:
             self._remove_aside(older)
 
-    def fit_start(self, state: State, logger: Logger) -> None:
+    def batch_start(self, state: State, logger: Logger) -> None:
         self._upload_adopted(state)
 
-    def eval_standalone_start(self, state: State, logger: Logger) -> None:
+    def eval_start(self, state: State, logger: Logger) -> None:
         self._upload_adopted(state)
 
     def finish(self, files: Sequence[str] = ()) -> None:
@@ -121,7 +121,10 @@ class RemoteCopy(Callback):
             log.warning("the last checkpoint isn't in %s, but in %s", hidden(self.store.url), self.folder)
 
     def _upload_adopted(self, state: State) -> None:
-        """Once the logs have been cut to what belongs to the checkpoint that was loaded."""
+        """Once the logs have been cut to what belongs to the checkpoint that was loaded, which loggers do at a start.
+
+        That is after the callbacks have heard of it.
+        """
         if self._adopted is not None:
             path, self._adopted = Path(self._adopted), None
             self.checkpoint_saved(Saved(path, state.timestamp.batch.value, sizes(self.logs)))

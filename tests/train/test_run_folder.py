@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bertchen.train.run_folder import (
     damage,
     find_checkpoint,
     prepare_run_folder,
+    step_of,
 )
 
 LATEST = "latest-rank0.pt"
@@ -32,6 +34,10 @@ OURS = {
     LATEST,
     ".config.yaml.tmp",
     ".metrics.jsonl.tmp",
+    ".metrics.jsonl.4711.tmp",
+    ".ep0-ba20-rank0.pt.tmp",
+    ".ep0-ba20-rank0.pt.4711.tmp",
+    ".upload/ep0-ba20-rank0.pt",
     "hf/model.safetensors",
     ".hf.tmp-0a1b2c3d/config.json",
     "tensorboard/events",
@@ -114,13 +120,6 @@ def test_resuming_and_overwriting_contradict_each_other(tmp_path: Path) -> None:
         check_run_folder(str(tmp_path), True, True)
 
 
-def test_a_remote_folder_cannot_be_resumed(tmp_path: Path) -> None:
-    """Nothing looks for checkpoints there: the run would start anew and replace them."""
-    check_run_folder("s3://bucket/run", False, False)
-    with pytest.raises(UserError, match=r"s3://bucket/run.*autoresume"):
-        check_run_folder("s3://bucket/run", True, False)
-
-
 @pytest.mark.parametrize("below", ["", "/run", "/deep/run"])
 def test_a_file_is_no_folder(tmp_path: Path, below: str) -> None:
     write(tmp_path, "file")
@@ -167,13 +166,6 @@ def test_the_resolved_configuration_is_written(tmp_path: Path) -> None:
     assert names(tmp_path / "deep/run") == {"config.yaml"}
 
 
-def test_nothing_is_written_for_a_remote_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    prepare_run_folder("s3://bucket/run", True, {})
-    assert list(tmp_path.iterdir()) == []
-    assert find_checkpoint("s3://bucket/run") is None
-
-
 def test_no_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint(str(tmp_path)) is None
     assert find_checkpoint(str(tmp_path / "missing")) is None
@@ -205,24 +197,43 @@ def test_without_the_link_the_newest_complete_one_is_taken(tmp_path: Path, link:
     assert find_checkpoint(str(tmp_path)) == str(whole)
 
 
+@pytest.mark.fault("a checkpoint was cut short")
 @pytest.mark.parametrize("harm", [cut, spoil])
-def test_a_damaged_latest_is_an_error_that_names_the_next(tmp_path: Path, harm) -> None:
+def test_a_damaged_latest_is_left_for_the_one_before(tmp_path: Path, harm, caplog: pytest.LogCaptureFixture) -> None:
     older, newer = checkpoint(tmp_path, 10), checkpoint(tmp_path, 20)
-    harm(checkpoint(tmp_path, 30))
-    with pytest.raises(UserError) as caught:
-        find_checkpoint(str(tmp_path))
-    assert "ep0-ba30-rank0.pt: damaged checkpoint" in str(caught.value)
-    assert f"remove it to go on from {newer}" in str(caught.value)
-    (tmp_path / "ep0-ba30-rank0.pt").unlink()
-    assert find_checkpoint(str(tmp_path)) == str(newer), "the advice holds"
-    newer.unlink()
+    latest = checkpoint(tmp_path, 30)
+    harm(latest)
+    with caplog.at_level(logging.WARNING):
+        assert find_checkpoint(str(tmp_path)) == str(newer)
+    assert f"{latest}: damaged checkpoint" in caplog.text
+    assert f"going on from the one before, {newer}" in caplog.text
+    harm(newer)
     assert find_checkpoint(str(tmp_path)) == str(older)
 
 
-def test_a_damaged_only_one_asks_to_start_anew(tmp_path: Path) -> None:
+def test_the_damaged_latest_is_removed_where_the_run_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    whole = checkpoint(tmp_path, 10)
+    cut(checkpoint(tmp_path, 20))
+    saver = CheckpointSaver(folder=str(tmp_path))
+    adopt_checkpoints([saver], str(tmp_path), find_checkpoint(str(tmp_path)))
+    assert saver.saved_checkpoints == [str(whole)]
+    assert names(tmp_path) == {whole.name, LATEST}, "a link to nothing is as none"
+    assert find_checkpoint(str(tmp_path)) == str(whole)
+
+
+def test_damaged_ones_alone_ask_to_start_anew(tmp_path: Path) -> None:
     cut(checkpoint(tmp_path, 10))
-    with pytest.raises(UserError, match=r"there is no other one.*overwrite=true"):
+    spoil(checkpoint(tmp_path, 20))
+    with pytest.raises(UserError, match=r"there is no other one that is whole: .*overwrite=true"):
         find_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "step"),
+    [("runs/x/ep0-ba10-rank0.pt", 10), ("ep12-ba3400-rank0.pt", 3400), ("ep0-ba10-rank1.pt", None), ("mine.pt", None)],
+)
+def test_the_step_stands_in_the_name(path: str, step: int | None) -> None:
+    assert step_of(path) == step
 
 
 def test_without_the_link_the_newest_is_that_of_most_steps(tmp_path: Path) -> None:
@@ -237,7 +248,7 @@ def test_a_restart_hands_older_checkpoints_over_and_removes_later_ones(tmp_path:
     older, loaded = checkpoint(tmp_path, 9), checkpoint(tmp_path, 20)
     partial = checkpoint(tmp_path, 100, latest=False)
     cut(partial)
-    write(tmp_path, "best.pt", "config.yaml")
+    write(tmp_path, "best.pt", "config.yaml", ".ep0-ba110-rank0.pt.tmp")
     saver = CheckpointSaver(folder=str(tmp_path))
     adopt_checkpoints([saver, Callback()], str(tmp_path), find_checkpoint(str(tmp_path)))
     assert saver.saved_checkpoints == [str(older), str(loaded)]
