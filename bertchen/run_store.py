@@ -38,7 +38,8 @@ _PROBE = ".probe"
 _CHECKPOINT = re.compile(r"ep\d+-ba\d+-rank0\.pt")
 _OURS = re.compile(rf"{LATEST}|(metrics|samples)\.jsonl|config\.yaml|{_CHECKPOINT.pattern}|(hf|finetune)/.*")
 _CHUNK = 4 << 20
-# Parts of 50 MB that s3fs holds in memory at once.
+# What goes to S3 at once; of larger files so many parts are held in memory.
+_PART_BYTES = 16 << 20
 _PARTS = 4
 # A hash that is wrong twice was wrong in the store, and not on its way here.
 _DOWNLOADS = 2
@@ -102,6 +103,7 @@ class RunStore:
             raise ValueError(f"no store that can be written: {said(error)}") from None
         self.filesystem: AbstractFileSystem = filesystem
         self.root = str(root).rstrip("/")
+        self._upload_options = {"chunksize": _PART_BYTES} if "max_concurrency" in options else {}
         self._is_local = isinstance(filesystem, LocalFileSystem)
 
     def check(self) -> None:
@@ -212,7 +214,7 @@ class RunStore:
             self.filesystem.put_file(str(path), temporary, callback=_Progress(on_progress))
             os.replace(temporary, target)
         else:
-            self.filesystem.put_file(str(path), target, callback=_Progress(on_progress))
+            self.filesystem.put_file(str(path), target, callback=_Progress(on_progress), **self._upload_options)
 
     def _write(self, name: str, content: bytes) -> None:
         target = self._path(name)

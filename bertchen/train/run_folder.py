@@ -15,7 +15,6 @@ from composer.callbacks import CheckpointSaver
 from composer.core import Callback
 from omegaconf import OmegaConf
 
-from bertchen.callbacks.checkpoints import temporary_name
 from bertchen.callbacks.remote_copy import ASIDE
 from bertchen.errors import UserError
 
@@ -119,7 +118,7 @@ def adopt_checkpoints(callbacks: Iterable[Callback], folder: str, load_path: str
     Without it each restart would leave some for good. Those later than `load_path`, which were never finished or never
     linked, are removed: the run comes to their steps again.
     """
-    for path in Path(folder).glob(temporary_name(Path("*-rank0.pt")).name):
+    for path in Path(folder).glob(".*-rank0.pt*.tmp"):  # those that a killed run was writing or fetching
         path.unlink()
     found = _checkpoints(folder)
     reached = (

