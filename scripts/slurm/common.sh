@@ -21,14 +21,14 @@ fail() {
 }
 
 # USR1: the time limit is near, which Slurm tells this script alone (--signal=B:USR1@…); the step hears it from here.
-# TERM: the job is cancelled, preempted or out of time; Slurm has decided what becomes of it.
+# TERM: the job is cancelled, preempted or out of time. Slurm has told the step too, and decides what becomes of the job.
 hear() {
     got=$1
     if [[ $1 == TERM ]]; then ended=1; else asked=1; fi
     pass_on
 }
-pass_on() {
-    if [[ -n $got && -n $step ]]; then kill -s "$got" "$step" 2>/dev/null || true; fi
+pass_on() { # not TERM, of which srun kills the step
+    if [[ $got == USR1 && -n $step ]]; then kill -s USR1 "$step" 2>/dev/null || true; fi
 }
 trap 'hear USR1' USR1
 trap 'hear TERM' TERM
