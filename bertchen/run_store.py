@@ -36,7 +36,7 @@ LATEST = "latest.json"
 _VERSION = 1
 _PROBE = ".probe"
 _CHECKPOINT = re.compile(r"ep\d+-ba\d+-rank0\.pt")
-_OURS = re.compile(rf"{LATEST}|(metrics|samples)\.jsonl|config\.yaml|{_CHECKPOINT.pattern}|(hf|finetune)/.*")
+_OURS = re.compile(rf"{LATEST}|\w+\.jsonl|config\.yaml|{_CHECKPOINT.pattern}|(hf|finetune)/.*")
 _CHUNK = 4 << 20
 # What goes to S3 at once; of larger files so many parts are held in memory.
 _PART_BYTES = 16 << 20
