@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch.distributed.fsdp import _optim_utils
 from torch.distributed.fsdp._flat_param import FlatParamHandle
 
 import main
@@ -17,8 +18,10 @@ from bertchen.train import parallelism
 
 if __name__ == "__main__":
     torch.cuda.current_device = lambda: torch.device("cpu")
-    # It frees what it thinks it has copied from a GPU.
+    # PyTorch copies what it saves by moving it to the CPU, and goes on to free and overwrite it; here that is no copy.
     FlatParamHandle.to_cpu = lambda handle: nullcontext()
+    unflatten = _optim_utils._unflatten_orig_param_states
+    _optim_utils._unflatten_orig_param_states = lambda *given: unflatten(*given[:-1], False)
     parallelism.has_gpu = lambda: True
     with user_errors():
         main.main(sys.argv[1:])

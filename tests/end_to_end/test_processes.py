@@ -1,0 +1,169 @@
+"""Any number of processes, by any launcher, on any nodes, makes the run of one: block by block, loss by loss."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import socket
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from running import (
+    COMPOSER,
+    LATEST,
+    LENGTHS,
+    PYTHON,
+    Prepared,
+    assert_same_state,
+    checkpoints,
+    exact,
+    losses,
+    metrics,
+    samples,
+    started,
+    succeed,
+    validation,
+)
+
+STEPS = 20  # more than an epoch
+EVERY = 5  # steps between checkpoints
+TORCHRUN = (PYTHON, "-m", "torch.distributed.run")
+
+
+class Runs(NamedTuple):
+    """Folders of the same run by one process, by two, and by two, then one, then four."""
+
+    one: Path
+    two: Path
+    two_one_four: Path
+
+
+def arguments(prepared: Prepared, folder: Path, *more: str) -> list[str]:
+    """With dropout (0.1); microbatches of 4 rows, all that one of four processes has."""
+    return prepared.overrides(
+        folder, f"max_duration={STEPS}ba", "microbatch_tokens=256", "eval.interval=1ba", "eval.at_start=true",
+        "eval.blocks=21", "optimizer.lr=5e-3", f"save_interval={EVERY}ba", "save_num_checkpoints_to_keep=10",
+        "callbacks.sample_ids={}", *more,
+    )  # fmt: skip
+
+
+def as_killed_after(folder: Path, checkpoint: str, to: Path) -> Path:
+    """The folder of a run that goes on from one of its checkpoints, though its metrics and samples reach further."""
+    to.mkdir()
+    for name in (checkpoint, "config.yaml", "metrics.jsonl", "samples.jsonl"):
+        shutil.copy(folder / name, to)
+    return to
+
+
+@pytest.fixture(scope="module")
+def runs(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory, in_process: Callable) -> Runs:
+    folder = tmp_path_factory.mktemp("processes")
+    one, two = folder / "one", folder / "two"
+    in_process(*arguments(prepared, one))
+    succeed(*TORCHRUN, "--standalone", "--nproc_per_node=2", "main.py", *arguments(prepared, two, "export=true"))
+    going_on = as_killed_after(two, "ep0-ba5-rank0.pt", folder / "two_one")
+    in_process(*arguments(prepared, going_on, "autoresume=true"))
+    last = as_killed_after(going_on, "ep0-ba10-rank0.pt", folder / "two_one_four")
+    succeed(COMPOSER, "-n", "4", "main.py", *arguments(prepared, last, "autoresume=true"))
+    return Runs(one, two, last)
+
+
+def test_each_step_s_blocks_are_the_same_in_the_same_order(runs: Runs, prepared: Prepared) -> None:
+    one = samples(runs.one)
+    assert len(one) == STEPS > prepared.steps_an_epoch()
+    epoch = list(chain.from_iterable(one[: prepared.steps_an_epoch()]))
+    assert len(set(epoch)) == len(epoch)
+    assert one[0] != one[prepared.steps_an_epoch()]
+    assert samples(runs.two) == one
+    assert samples(runs.two_one_four) == one
+
+
+def test_each_step_s_loss_is_the_same(runs: Runs) -> None:
+    """The mean over all masked tokens of the global batch: other blocks, masks or dropout would differ in percents."""
+    one = losses(runs.one)
+    assert len(one) == STEPS
+    assert losses(runs.two) == pytest.approx(one, rel=1e-5)
+    assert losses(runs.two_one_four) == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_validation_is_the_same(runs: Runs, length: int) -> None:
+    """Of 21 blocks one process has 11 and the other 10, and what fills up their last batches must not count."""
+    one, two, two_one_four = (validation(folder, length) for folder in runs)
+    assert list(one) == list(range(STEPS + 1))
+    assert two[0] == pytest.approx(one[0], rel=1e-7)  # the same weights: what differs is the order of a sum
+    assert two == pytest.approx(one, rel=1e-5)
+    assert two_one_four == pytest.approx(one, rel=1e-5)
+    for name in ("MaskedAccuracy", "MaskedPerplexity"):
+        first, second = (
+            [line[f"metrics/eval_{length}/{name}"] for line in metrics(folder)[:-1]] for folder in (runs.one, runs.two)
+        )
+        assert second[0] == pytest.approx(first[0], rel=1e-6)
+        assert second == pytest.approx(first, rel=1e-3, abs=0.01)
+
+
+def test_counts_are_the_same(runs: Runs) -> None:
+    for name in ("time/sample", "time/token", "time/epoch"):
+        one, *others = ([line.get(name) for line in metrics(folder)] for folder in runs)
+        assert others == [one, one]
+
+
+def test_one_process_writes(runs: Runs) -> None:
+    assert {path.name for path in runs.two.iterdir()} - {"hf"} == {path.name for path in runs.one.iterdir()}
+    assert checkpoints(runs.two) == ["ep0-ba5-rank0.pt", "ep0-ba10-rank0.pt", "ep0-ba15-rank0.pt", "ep1-ba20-rank0.pt"]
+    assert (runs.two / LATEST).exists()
+    assert (runs.two / "hf" / "model.safetensors").exists()
+
+
+def test_weights_divided_between_processes_make_the_same_run(
+    prepared: Prepared, runs: Runs, tmp_path: Path, in_process: Callable
+) -> None:
+    """FSDP goes on from a checkpoint of DDP, one process from that of FSDP; what it saves can be exported."""
+    divided = as_killed_after(runs.two, "ep0-ba10-rank0.pt", tmp_path / "divided")
+    script = "tests/end_to_end/main_fsdp_on_cpu.py"
+    given = arguments(prepared, divided, "autoresume=true", "export=true", "parallelism.fsdp={}")
+    succeed(*TORCHRUN, "--standalone", "--nproc_per_node=2", script, *given)
+    assert losses(divided) == pytest.approx(losses(runs.two), rel=1e-6)
+    assert samples(divided) == samples(runs.two)
+    assert (divided / "hf" / "model.safetensors").exists()
+
+    whole = as_killed_after(divided, "ep0-ba15-rank0.pt", tmp_path / "whole")
+    in_process(*arguments(prepared, whole, "autoresume=true"))
+    assert losses(whole) == pytest.approx(losses(runs.two), rel=1e-5)
+
+
+@pytest.mark.fault("a node killed (-9), two nodes started again")
+def test_two_nodes_of_which_one_was_killed_make_the_run_of_two_processes(
+    prepared: Prepared, runs: Runs, tmp_path: Path, attempt: int
+) -> None:
+    """Bit by bit: where processes lie doesn't matter, nor that they are started by another launcher."""
+    rng = random.Random(attempt)
+    folder, step, killed = tmp_path / "run", rng.randrange(STEPS - 3), rng.randrange(2)
+    given = arguments(prepared, folder, "autoresume=true")
+    logs = [tmp_path / f"node{node}.log" for node in range(2)]
+    nodes = two_nodes()
+    with started(given, logs[0], nodes[0]) as first, started(given, logs[1], nodes[1]) as second:
+        first.wait_for_step(step)
+        (first, second)[killed].kill_all()
+        assert (second, first)[killed].wait() != 0, "the other can't go on alone"
+    assert metrics(folder)[-1]["step"] < STEPS, "ended before it could be killed"
+    nodes = two_nodes()
+    with started(given, logs[0], nodes[0]) as first, started(given, logs[1], nodes[1]) as second:
+        first.succeed()
+        second.succeed()
+
+    assert exact(folder) == exact(runs.two)
+    assert samples(folder) == samples(runs.two)
+    assert_same_state(folder / LATEST, runs.two / LATEST)
+
+
+def two_nodes() -> list[list[str]]:
+    """The launchers of two nodes with one process each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--world_size", "2", "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    return [[COMPOSER, "-n", "1", "--node_rank", str(node), "--base_rank", str(node), *meeting] for node in range(2)]
