@@ -2,12 +2,14 @@
 # Checks and measures on a GPU, in parts that can be run one by one:
 #   scripts/gpu_check.sh test                        the tests that need a GPU
 #   scripts/gpu_check.sh step OUT                    the bare step by backend and length, JSON lines to OUT/step.jsonl
+#   scripts/gpu_check.sh scaling MDS TOKENIZER OUT [key=value …]   tokens/s by one GPU and by all, to OUT/scaling.jsonl
+#   scripts/gpu_check.sh fsdp MDS TOKENIZER OUT [key=value …]      DDP, FSDP, FSDP gone on with: their losses side by side
 #   scripts/gpu_check.sh data CORPUS TOKENIZER MDS   convert a corpus
 #   scripts/gpu_check.sh train MDS TOKENIZER OUT NAME [key=value …]   a run through main.py; its metrics go to OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-part=${1:?test, step, data or train}
+part=${1:?test, step, scaling, fsdp, data or train}
 shift
 case $part in
 test)
@@ -18,6 +20,45 @@ step)
   shift
   mkdir -p "$out"
   "$python" scripts/benchmark_pretrain.py "$@" | tee -a "$out/step.jsonl"
+  ;;
+scaling)
+  out=$3
+  all=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+  mkdir -p "$out"
+  "$python" scripts/benchmark_scaling.py "processes=[1,$all]" "train.data.local=$1" "train.tokenizer=$2" \
+    "folder=$out/runs" "${@:4}" | tee -a "$out/scaling.jsonl"
+  ;;
+fsdp)
+  mds=$1 tokenizer=$2 out=$3
+  shift 3
+  mkdir -p "$out"
+  train() {
+    name=$1
+    shift
+    "$python" -m composer.cli.launcher main.py yamls/pretrain.yaml "data.local=$mds" "tokenizer=$tokenizer" \
+      "save_folder=$out/$name" max_duration=20ba stop_after=null eval.interval=20ba save_interval=10ba \
+      save_num_checkpoints_to_keep=10 progress_bar=false callbacks.sample_ids={} "$@" >"$out/$name.log" 2>&1
+  }
+  train ddp "$@"
+  train fsdp parallelism.fsdp={} "$@"
+  mkdir -p "$out/resumed"
+  cp "$out"/fsdp/{ep0-ba10-rank0.pt,config.yaml,metrics.jsonl,samples.jsonl} "$out/resumed"
+  train resumed parallelism.fsdp={} autoresume=true "$@"
+  cmp "$out/ddp/samples.jsonl" "$out/fsdp/samples.jsonl"
+  "$python" - "$out" <<'PY'
+import json, sys
+
+def losses(name):
+    rows = map(json.loads, open(f"{sys.argv[1]}/{name}/metrics.jsonl"))
+    return [row["loss/train/total"] for row in rows if "loss/train/total" in row]
+
+ddp, fsdp, resumed = map(losses, ("ddp", "fsdp", "resumed"))
+print(json.dumps({
+    "steps": len(ddp),
+    "fsdp_to_ddp": max(abs(a / b - 1) for a, b in zip(fsdp, ddp, strict=True)),
+    "resumed_is_the_same": resumed == fsdp,
+}))
+PY
   ;;
 data)
   "$python" scripts/convert_dataset.py yamls/data/local.yaml "source.path=$1" "tokenizer=$2" "out=$3"
@@ -48,7 +89,7 @@ PY
   exit "$status"
   ;;
 *)
-  echo "unknown part $part: test, step, data or train" >&2
+  echo "unknown part $part: test, step, scaling, fsdp, data or train" >&2
   exit 2
   ;;
 esac

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from running import (
     COMPOSER,
     LATEST,
@@ -158,6 +159,23 @@ def test_two_nodes_of_which_one_was_killed_make_the_run_of_two_processes(
     assert exact(folder) == exact(runs.two)
     assert samples(folder) == samples(runs.two)
     assert_same_state(folder / LATEST, runs.two / LATEST)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_weights_divided_between_gpus(prepared: Prepared, tmp_path: Path) -> None:
+    """FSDP computes what DDP computes, and goes on from its own checkpoint as if there had been no end."""
+    whole, divided = tmp_path / "whole", tmp_path / "divided"
+    for folder, key in ((whole, "parallelism={}"), (divided, "parallelism.fsdp={}")):
+        succeed(COMPOSER, "-n", "2", "main.py", *arguments(prepared, folder, "compile=false", key))
+    assert losses(divided) == pytest.approx(losses(whole), rel=1e-3)
+    assert samples(divided) == samples(whole)
+    resumed = as_killed_after(divided, "ep0-ba10-rank0.pt", tmp_path / "resumed")
+    given = arguments(prepared, resumed, "compile=false", "parallelism.fsdp={}", "autoresume=true", "export=true")
+    succeed(COMPOSER, "-n", "2", "main.py", *given)
+    assert exact(resumed) == exact(divided)
+    assert_same_state(resumed / LATEST, divided / LATEST)
+    assert (resumed / "hf" / "model.safetensors").exists()
 
 
 def two_nodes() -> list[list[str]]:
