@@ -2,6 +2,6 @@
 
 from bertchen.algorithms.length_curriculum import LengthCurriculum
 from bertchen.algorithms.masking import Masking
-from bertchen.algorithms.registry import ALGORITHMS, apply_surgeries, build_algorithms
+from bertchen.algorithms.registry import ALGORITHMS, LOSS_GUARD, apply_surgeries, build_algorithms
 
-__all__ = ["ALGORITHMS", "LengthCurriculum", "Masking", "apply_surgeries", "build_algorithms"]
+__all__ = ["ALGORITHMS", "LOSS_GUARD", "LengthCurriculum", "Masking", "apply_surgeries", "build_algorithms"]

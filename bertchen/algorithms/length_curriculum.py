@@ -9,6 +9,7 @@ with the loss; what depends on the time alone is decided when the batch is asked
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,8 @@ class LengthCurriculum(Algorithm):
 
     def _step_done(self, state: State, logger: Logger) -> None:
         loss = _agreed(state, state.total_loss_dict["loss/train/total"])
+        if not math.isfinite(loss):  # of a step that was skipped; it would stay in a mean for good
+            return
         self._take(*self.rule.after_step(self._progress, _progress(state), loss), state, logger)
 
     def _evaluated(self, state: State, logger: Logger) -> None:

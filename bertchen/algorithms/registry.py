@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from composer.algorithms import EMA, SWA, Factorize, GatedLinearUnits, GradientClipping, LowPrecisionLayerNorm
@@ -13,6 +14,7 @@ from composer.devices import DeviceCPU
 from composer.loggers import Logger
 from composer.models import ComposerModel
 
+from bertchen.algorithms.loss_guard import LossGuard
 from bertchen.config import Config
 from bertchen.config.load import nearest
 from bertchen.config.resolve import build_named
@@ -42,10 +44,12 @@ def _low_precision_layernorm() -> Algorithm:
     return LowPrecisionLayerNorm(apply_at=Event.INIT)
 
 
+LOSS_GUARD = "loss_guard"
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "gradient_clipping": _gradient_clipping,
     "ema": EMA,
     "swa": _swa,
+    LOSS_GUARD: LossGuard,
 }
 # Applied before the optimizer is made: Composer would do so after, and can't tell in which of the optimizer's groups of
 # parameters new ones belong.
@@ -81,14 +85,17 @@ _REFUSED = {
 
 
 def build_algorithms(config: Config[Any]) -> list[Algorithm]:
-    """The algorithms under `algorithms` that act during training, in the YAML's order.
+    """The algorithms under `algorithms` that act during training, in the YAML's order; the guard of the loss last.
+
+    After the backward pass Composer runs them from last to first: the guard sees the gradient before it is clipped.
 
     Raises:
         UserError: an unknown name or argument, named with its nearest match; one that can't serve here, with its
             reason.
     """
     built = _build(config)
-    return [algorithm for name, algorithm in built.items() if name in ALGORITHMS]
+    acting = [algorithm for name, algorithm in built.items() if name in ALGORITHMS]
+    return sorted(acting, key=lambda algorithm: isinstance(algorithm, LossGuard))
 
 
 def apply_surgeries(config: Config[Any], model: ComposerModel, precision: str) -> None:
@@ -120,7 +127,8 @@ def _build(config: Config[Any]) -> dict[str, Algorithm]:
         if name in _REFUSED and arguments is not None:
             raise UserError(f"{SECTION}.{name} (from {config.source(f'{SECTION}.{name}')}): {_REFUSED[name]}")
     names = [name for name, arguments in given.items() if arguments is not None]
-    return dict(zip(names, build_named(config, SECTION, {**ALGORITHMS, **SURGERIES}), strict=True))
+    table = {**ALGORITHMS, **SURGERIES, LOSS_GUARD: partial(LossGuard, config.value.save_folder)}
+    return dict(zip(names, build_named(config, SECTION, table), strict=True))
 
 
 def _operate(algorithm: Algorithm, model: ComposerModel, precision: str) -> str | None:

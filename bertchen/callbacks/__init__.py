@@ -1,6 +1,7 @@
 """What watches or ends training. `build_callbacks` resolves the names of a YAML."""
 
 from bertchen.callbacks.checkpoints import Checkpoints
+from bertchen.callbacks.finite_loss import FiniteLoss
 from bertchen.callbacks.metrics_file import MetricsFile
 from bertchen.callbacks.owed_evaluation import OwedEvaluation
 from bertchen.callbacks.peak_memory import PeakMemory
@@ -15,6 +16,7 @@ from bertchen.callbacks.throughput import Throughput
 __all__ = [
     "Checkpoints",
     "EarlyStopping",
+    "FiniteLoss",
     "MetricsFile",
     "OwedEvaluation",
     "PeakMemory",

@@ -22,9 +22,10 @@ from composer.optim import (
 from composer.utils import dist
 from torch import nn
 
-from bertchen.algorithms import LengthCurriculum, Masking, apply_surgeries
+from bertchen.algorithms import LOSS_GUARD, LengthCurriculum, Masking, apply_surgeries
 from bertchen.callbacks import (
     Checkpoints,
+    FiniteLoss,
     MetricsFile,
     OwedEvaluation,
     PeakMemory,
@@ -311,7 +312,7 @@ def named_callbacks(
     seconds_left: Callable[[], float] | None = None,
     others: Mapping[str, Callable[..., Callback]] | None = None,
 ) -> list[Callback]:
-    """The callbacks under `callbacks`, and before them the seeding of each step.
+    """The callbacks under `callbacks`, and before them every run's: the seeding of each step, a look at its loss.
 
     Args:
         parameters: of the model.
@@ -332,7 +333,9 @@ def named_callbacks(
         "optimizer_monitor": OptimizerMonitor,
         **(others or {}),
     }
-    return [StepSeed(config.value.seed), *build_named(config, "callbacks", table)]
+    guarded = config.value.algorithms.get(LOSS_GUARD) is not None
+    ours = [StepSeed(config.value.seed), *([] if guarded else [FiniteLoss()])]
+    return [*ours, *build_named(config, "callbacks", table)]
 
 
 def build_saving(config: Config[TrainConfig], checked: Checked) -> list[Callback]:
