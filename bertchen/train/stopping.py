@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from composer import Trainer
 from composer.core import Event
 
-from bertchen.callbacks import MetricsFile, OwedEvaluation
+from bertchen.callbacks import Checkpoints, MetricsFile, OwedEvaluation
 from bertchen.data.together import Preempted, gathered
 from bertchen.errors import Stop
 from bertchen.signals import stop_signals
@@ -54,3 +54,5 @@ def _save(trainer: Trainer) -> None:
     if saver is not None:
         saver.save_interval = lambda state, event: True  # which leaves out a step that is saved already
         trainer.engine.run_event(Event.BATCH_CHECKPOINT)
+    if isinstance(saver, Checkpoints):
+        saver.wait()  # closing it would only log that it can't be written
