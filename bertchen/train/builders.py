@@ -23,6 +23,7 @@ from composer.utils import dist
 from torch import nn
 
 from bertchen.algorithms import LOSS_GUARD, LengthCurriculum, Masking, apply_surgeries
+from bertchen.algorithms.loss_guard import BAD_BATCHES_FILE
 from bertchen.callbacks import (
     Checkpoints,
     FiniteLoss,
@@ -342,7 +343,7 @@ def build_saving(config: Config[TrainConfig], checked: Checked) -> list[Callback
     """What saves the run, here and, on the first process, in a store; they come last of the callbacks."""
     cfg, remote = config.value, None
     folder = Path(cfg.save_folder)
-    logs = [folder / METRICS_FILE, folder / SAMPLES_FILE]
+    logs = [folder / METRICS_FILE, folder / SAMPLES_FILE, folder / BAD_BATCHES_FILE]
     if checked.store is not None and dist.get_global_rank() == 0:
         remote = RemoteCopy(checked.store, folder, cfg.save_num_checkpoints_to_keep, logs, checked.load_path)
     checkpoints = Checkpoints(

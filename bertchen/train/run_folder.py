@@ -15,6 +15,7 @@ from composer.callbacks import CheckpointSaver
 from composer.core import Callback
 from omegaconf import OmegaConf
 
+from bertchen.algorithms.loss_guard import BAD_BATCHES_FILE
 from bertchen.callbacks.remote_copy import ASIDE
 from bertchen.errors import UserError
 
@@ -29,7 +30,7 @@ EXPORT_FOLDER = "hf"
 BEST_FILE = "best_weights.pt"
 FINETUNE_FOLDER = "finetune"
 _CHECKPOINT = re.compile(r"ep\d+-ba(\d+)-rank0\.pt")
-_TEXT = "|".join(map(re.escape, (CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, BEST_FILE)))
+_TEXT = "|".join(map(re.escape, (CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, BAD_BATCHES_FILE, BEST_FILE)))
 _WEIGHTS = r"(ep\d+-ba\d+|latest)-rank\d+\.pt"
 _OURS = re.compile(rf"{_TEXT}|\.({_TEXT})(\.\d+)?\.tmp|{_WEIGHTS}|\.{_WEIGHTS}(\.\d+)?\.tmp")
 _OUR_FOLDERS = re.compile(rf"{EXPORT_FOLDER}|\.{EXPORT_FOLDER}\.tmp-\w+|tensorboard|wandb|{FINETUNE_FOLDER}|{ASIDE}")

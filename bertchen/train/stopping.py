@@ -12,6 +12,7 @@ from bertchen.callbacks import Checkpoints, MetricsFile, OwedEvaluation
 from bertchen.data.together import Preempted, gathered
 from bertchen.errors import Stop
 from bertchen.signals import stop_signals
+from bertchen.train.resume import by_first
 
 
 @contextmanager
@@ -51,8 +52,9 @@ def _stop_if_asked() -> None:
 def _save(trainer: Trainer) -> None:
     """Saves as Composer would in this step, so that retention, the link and what follows a checkpoint are the same."""
     saver = trainer._checkpoint_saver
-    if saver is not None:
-        saver.save_interval = lambda state, event: True  # which leaves out a step that is saved already
-        trainer.engine.run_event(Event.BATCH_CHECKPOINT)
+    if saver is None:
+        return
+    saver.save_interval = lambda state, event: True  # which leaves out a step that is saved already
+    trainer.engine.run_event(Event.BATCH_CHECKPOINT)
     if isinstance(saver, Checkpoints):
-        saver.wait()  # closing it would only log that it can't be written
+        by_first(saver.wait)  # closing it would only log that it can't be written
