@@ -240,6 +240,8 @@ def on_cpu(value: Any, copies: dict[tuple[torch.device, int], torch.UntypedStora
     if isinstance(value, torch.Tensor):
         if value.device.type == "cpu":
             return value
+        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+            return value.detach().cpu()
         storage = value.untyped_storage()
         place = storage.device, storage.data_ptr()
         if place not in copies:

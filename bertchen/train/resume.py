@@ -100,7 +100,7 @@ def forget_fetched(cfg: TrainConfig) -> None:
     """Removes what a node fetched for itself, when all its processes have loaded it."""
     dist.barrier()
     if dist.get_local_rank() == 0:
-        for path in Path(cfg.save_folder).glob(f"{_FETCHED}*"):
+        for path in Path(cfg.save_folder).glob(f"*{_FETCHED}*"):  # also what a killed run was fetching
             path.unlink(missing_ok=True)
 
 
