@@ -38,7 +38,7 @@ def check_shards(folder: str | os.PathLike[str], hashes: bool | Literal["auto"] 
     """
     root = Path(folder)
     present = []
-    for shard in _read_index(root):
+    for shard in read_index(root):
         found = _files_of(root, shard)
         if not found:
             info = shard["zip_data"] or shard["raw_data"]
@@ -66,9 +66,11 @@ def mend_cache(folder: str | os.PathLike[str], hashes: bool | Literal["auto"] = 
     for path in there:
         if path.endswith(PART):
             os.unlink(path)
+    if len(there) < 2:  # only the index, which takes seconds to read where it is long
+        return []
     present = [
         (root / info["basename"], info)
-        for shard in _read_index(root)
+        for shard in read_index(root)
         for info in (shard["raw_data"], shard["zip_data"])
         if info and os.path.join(root, info["basename"]) in there
     ]
@@ -104,7 +106,12 @@ def _walk(folder: Path) -> Iterator[str]:
     return (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
 
 
-def _read_index(root: Path) -> list[dict[str, Any]]:
+def read_index(root: Path) -> list[dict[str, Any]]:
+    """What the index of a split says of each shard.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     path = root / INDEX
     try:
         shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
