@@ -166,11 +166,16 @@ class CachedDataset(StreamingDataset):
                 )
 
     def _prepare(self, shard_id: int, before: int, is_wanted: Callable[[], bool]) -> None:
-        shard = self.shards[shard_id]
+        shard, parent = self.shards[shard_id], os.getppid()
         after = FAILED
         grown = 0
+
+        def goes_on() -> bool:
+            """Whether it is wanted still: no process has failed, and the one that this is a worker of is alive."""
+            return is_wanted() and os.getppid() == parent and not (self._shard_states.numpy() == FAILED).any()
+
         try:
-            grown = self._with_room(lambda: self._stream.prepare_shard(shard, lambda: self._goes_on(is_wanted)), shard)
+            grown = self._with_room(lambda: self._stream.prepare_shard(shard, goes_on), shard)
             after = _ShardState.LOCAL
         except BaseException:
             if not is_wanted():
@@ -181,10 +186,6 @@ class CachedDataset(StreamingDataset):
                 self.cache_usage += grown
                 self._shard_access_times[shard_id] = time_ns()
                 self._shard_states[shard_id] = after
-
-    def _goes_on(self, is_wanted: Callable[[], bool]) -> bool:
-        """Whether a fetch is wanted still: no other process has failed."""
-        return is_wanted() and not (self._shard_states.numpy() == FAILED).any()
 
     def _wait_for(self, shard_id: int) -> None:
         look = monotonic() + _LOOK
