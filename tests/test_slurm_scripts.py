@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(BASH is None, reason="needs bash")
 
 # `srun` ends as it is told; `scontrol` only writes down.
 _SRUN = """#!/bin/sh
+read -r _ _ _ JOB_SCRIPT _ < /proc/$PPID/stat  # the parent of what waits for srun
 printf '%s\\0' "$@" > "$RECORD/srun"
 printf '%s:%s' "$MASTER_ADDR" "$MASTER_PORT" > "$RECORD/master"
 {action}
@@ -137,7 +138,7 @@ def test_restarts_have_a_limit(jobs: Jobs) -> None:
 
 _WAITING = "n=0; while [ $n -lt 600 ]; do sleep 0.1; n=$((n + 1)); done"
 # A step that hears a signal, after it has sent it to the job's script.
-_SIGNALLED = "trap 'echo heard {name} >&2; exit 75' {name}; kill -s {name} $PPID; " + _WAITING
+_SIGNALLED = "trap 'echo heard {name} >&2; exit 75' {name}; kill -s {name} $JOB_SCRIPT; " + _WAITING
 
 
 def test_time_limit_is_passed_on_and_the_job_begins_again(jobs: Jobs) -> None:
@@ -150,14 +151,14 @@ def test_time_limit_is_passed_on_and_the_job_begins_again(jobs: Jobs) -> None:
 @pytest.mark.parametrize(("asked", "code"), [(True, AGAIN), (False, 128 + signal.SIGUSR1)])
 def test_a_step_that_the_signal_itself_has_ended_goes_on_later(jobs: Jobs, asked: bool, code: int) -> None:
     """As in the seconds of its imports. Without a question from Slurm it has failed."""
-    action = f"kill -s USR1 $PPID; {_WAITING}" if asked else "kill -s USR1 $$"
+    action = f"kill -s USR1 $JOB_SCRIPT; {_WAITING}" if asked else "kill -s USR1 $$"
     assert jobs("convert.sbatch", action=action).returncode == code
     assert jobs.requeued() == ("requeue 20007" if asked else None)
 
 
 def test_a_cancelled_job_does_not_come_back(jobs: Jobs) -> None:
     """Nor is one that was preempted requeued twice: Slurm does so by itself. It has told the step too."""
-    done = jobs("pretrain.sbatch", action="kill -s TERM $PPID", code=AGAIN)
+    done = jobs("pretrain.sbatch", action="kill -s TERM $JOB_SCRIPT", code=AGAIN)
     assert done.returncode == AGAIN
     assert jobs.requeued() is None
     assert "Slurm has ended job 20007" in done.stderr

@@ -11,7 +11,6 @@ set +x # even under `bash -x`: keys in the environment must not reach a log
 readonly STOPPED=75 # exit code of a command that was stopped and goes on when it is given again: bertchen/errors.py
 readonly BY_USR1=138
 step=
-got=   # a signal that ended the waiting for the step
 asked= # the job was asked to stop
 ended= # Slurm has ended the job
 
@@ -23,12 +22,11 @@ fail() {
 # USR1: the time limit is near, which Slurm tells this script alone (--signal=B:USR1@…); the step hears it from here.
 # TERM: the job is cancelled, preempted or out of time. Slurm has told the step too, and decides what becomes of the job.
 hear() {
-    got=$1
     if [[ $1 == TERM ]]; then ended=1; else asked=1; fi
     pass_on
 }
 pass_on() { # not TERM, of which srun kills the step
-    if [[ $got == USR1 && -n $step ]]; then kill -s USR1 "$step" 2>/dev/null || true; fi
+    if [[ -n $asked && -n $step ]]; then kill -s USR1 "$step" 2>/dev/null || true; fi
 }
 trap 'hear USR1' USR1
 trap 'hear TERM' TERM
@@ -61,15 +59,18 @@ run_step() {
         options+=(--container-image="$CONTAINER" --container-workdir="$PWD")
         options+=(--container-mounts="$PWD:$PWD${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}")
     fi
-    srun "${options[@]}" bash scripts/slurm/task.sh "$@" &
-    step=$!
-    pass_on # what came before
-    while true; do
-        got=
+    # A process beside this one waits for srun, and reports its number and its exit code: bash may forget the code of a
+    # process (5.2 does) that ends just as a signal interrupts `wait`, and this one is here to hear signals.
+    exec {out}>&1
+    exec {report}< <(
+        trap ':' USR1 TERM
         code=0
-        wait "$step" || code=$?
-        [[ -n $got ]] || break # else a signal has ended the waiting, and not the step
-    done
+        bash -c 'echo $$; exec srun "${@:2}" >&"$1"' bash "$out" "${options[@]}" bash scripts/slurm/task.sh "$@" || code=$?
+        echo "$code"
+    )
+    read -r step <&"$report"
+    pass_on # what came before
+    read -r code <&"$report" || code=1
     step=
     # Ended by the question itself, which it could not hear yet or never does: whatever runs here can go on later.
     if [[ -n $asked ]] && ((code == BY_USR1)); then code=$STOPPED; fi
