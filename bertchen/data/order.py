@@ -45,12 +45,14 @@ def deal(order: Numbers, parts: int, first: int, ranks: int, workers_per_rank: i
     """
     global_batch = ranks * batch_size
     steps = max(0, len(order) - first) // global_batch
-    places = np.arange(first, first + steps * global_batch).reshape(steps, global_batch)
-    by_part = np.argsort((places % parts).astype(np.uint16), axis=1, kind="stable")
-    batches = order[np.take_along_axis(places, by_part, axis=1)]
+    batches = order[first : first + steps * global_batch].reshape(steps, global_batch)
+    begins = (first + np.arange(steps) * global_batch) % parts  # the part of each batch's first block
     turns = -(-steps // workers_per_rank)
     dealt = np.full((turns * workers_per_rank, global_batch), -1, dtype=np.int64)
-    dealt[:steps] = batches
+    for part in np.unique(begins):
+        by_part = np.argsort((part + np.arange(global_batch)) % parts, kind="stable")
+        alike = np.flatnonzero(begins == part)
+        dealt[alike] = batches[np.ix_(alike, by_part)]
     return dealt.reshape(turns, workers_per_rank, ranks, batch_size).transpose(2, 1, 0, 3)
 
 

@@ -161,6 +161,22 @@ def test_evaluation_is_that_of_the_whole_set_at_once(train_config: MakeConfig, b
     trainer.close()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ([], 8),
+        (["global_train_batch_size=12"], 4),
+        (["data.shuffle=false"], 1),
+        (["data.num_canonical_nodes=3"], 3),
+        (["data.num_canonical_nodes=3", "data.shuffle=false"], 3),
+    ],
+)
+def test_parts_of_the_data_depend_on_the_configuration_alone(
+    train_config: MakeConfig, overrides: list[str], parts: int
+) -> None:
+    assert builders.build_dataset(train_config(*overrides), "train", 4).num_canonical_nodes == parts
+
+
 def callbacks(config: Config[TrainConfig]) -> list[Any]:
     return builders.build_callbacks(config, preflight(config), parameters=1000)
 
