@@ -15,13 +15,14 @@ USAGE = "python scripts/evaluate.py yamls/evaluate.yaml models=[MODEL,…] [task
 
 def main() -> None:
     failed = []
-    stop_signals.listen()  # the run that is under way is then stopped too, and saved
     with user_errors():
         config = load_config(EvaluateConfig, sys.argv[1:], USAGE)
         # Here, so that a wrong key is told at once.
         from bertchen.report.sweep_table import sweep_tables
         from bertchen.train.sweep import plan, sweep
 
+        # After Composer's import, which listens for itself. The run that is under way is stopped too, and saved.
+        stop_signals.listen()
         runs = plan(config)
         if config.value.dry_run:
             to_do = [run for run in runs if run.missing]
