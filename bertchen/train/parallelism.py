@@ -7,7 +7,9 @@ The processes that there are is the launcher's matter; that they train on the sa
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 from bertchen.config import Config
 from bertchen.config.load import nearest
 from bertchen.config.schema_train import TrainConfig
+from bertchen.errors import UserError
 
 SHARDING_STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP")
 MIXED_PRECISIONS = ("DEFAULT", "PURE", "FULL")
@@ -31,17 +34,30 @@ def complete_environment() -> None:
         os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])
 
 
-def check_processes(config: Config[TrainConfig]) -> None:
-    """Refuses nodes with unlike numbers of processes, on which StreamingDataset would go wrong.
+def check_processes() -> None:
+    """Refuses nodes on which StreamingDataset would go wrong; called by all processes.
 
-    Called by all processes.
+    Raises:
+        UserError: their numbers of processes are unlike, or they are one machine, whose shared memory has one owner.
     """
-    local = dist.all_gather_object(dist.get_local_world_size())
-    if len(set(local)) > 1:
-        config.fail(
-            "global_train_batch_size",
-            f"each node should start the same number of processes; they start {min(local)} to {max(local)}",
+    mine = (dist.get_local_world_size(), dist.get_local_rank(), shared_memory())
+    processes = dist.all_gather_object(mine)
+    sizes = {size for size, _, _ in processes}
+    if len(sizes) > 1:
+        raise UserError(f"each node should start the same number of processes; they start {min(sizes)} to {max(sizes)}")
+    owners = [memory for _, rank, memory in processes if rank == 0]
+    if len(set(owners)) < len(owners):
+        raise UserError(
+            f"the {len(owners)} nodes of this run are fewer machines, or share their /dev/shm: start all processes of "
+            "a machine by one launcher (composer -n 2), or give each container a /dev/shm of its own"
         )
+
+
+def shared_memory() -> tuple[str, int]:
+    """What tells the shared memory of this process from others': the machine since its start, and the file system."""
+    boot, memory = Path("/proc/sys/kernel/random/boot_id"), Path("/dev/shm")
+    machine = boot.read_text().strip() if boot.exists() else socket.gethostname()
+    return machine, memory.stat().st_dev if memory.exists() else 0
 
 
 def check_parallelism(config: Config[TrainConfig]) -> None:

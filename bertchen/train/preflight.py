@@ -109,7 +109,7 @@ def preflight(config: Config[TrainConfig]) -> Checked:
     _check_stages(config)
     stop_after = _duration_limit(config)
     precision = checked(config, "precision", resolve_precision, cfg.precision)
-    check_processes(config)
+    check_processes()
     check_parallelism(config)
     _check_folders(config)
     store = _open_store(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import socket
@@ -179,9 +180,13 @@ def test_weights_divided_between_gpus(prepared: Prepared, tmp_path: Path) -> Non
 
 
 def two_nodes() -> list[list[str]]:
-    """The launchers of two nodes with one process each."""
+    """The launchers of two nodes with one process each, which have a /dev/shm of their own, as machines have."""
+    if os.getuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare, to mount a /dev/shm for each node")
+    apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && TMPDIR=/dev/shm exec "$@"', "sh"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meeting = ["--world_size", "2", "--master_addr", "127.0.0.1", "--master_port", str(port)]
-    return [[COMPOSER, "-n", "1", "--node_rank", str(node), "--base_rank", str(node), *meeting] for node in range(2)]
+    places = [["--node_rank", str(node), "--base_rank", str(node)] for node in range(2)]
+    return [[*apart, COMPOSER, "-n", "1", *place, *meeting] for place in places]

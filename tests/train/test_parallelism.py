@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
+from typing import Any
 
 import pytest
 from composer.utils.parallelism import FSDPConfig
@@ -85,10 +87,29 @@ def test_unknown_keys_are_refused(train_config: MakeConfig, override: str) -> No
         train_config(override)
 
 
-def test_unlike_nodes_are_refused(train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bertchen.train.parallelism.dist.all_gather_object", lambda value: [3, 3, 3, 1])
-    with pytest.raises(UserError, match="the same number of processes; they start 1 to 3"):
-        parallelism.check_processes(train_config())
+HERE, THERE = ("machine", 5), ("other", 5)
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [
+        ([(1, 0, HERE)], None),
+        ([(2, 0, HERE), (2, 1, HERE), (2, 0, THERE), (2, 1, THERE)], None),
+        ([(1, 0, HERE), (1, 0, ("machine", 6))], None),
+        ([(3, 0, HERE), (3, 1, HERE), (3, 2, HERE), (1, 0, THERE)], "the same number of processes; they start 1 to 3"),
+        ([(1, 0, HERE), (1, 0, HERE)], "the 2 nodes of this run are fewer machines"),
+    ],
+)
+def test_nodes_must_be_alike_and_machines_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, processes: list[Any], message: str | None
+) -> None:
+    monkeypatch.setattr("bertchen.train.parallelism.dist.all_gather_object", lambda mine: processes)
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        parallelism.check_processes()
+
+
+def test_shared_memory_is_known_again() -> None:
+    assert parallelism.shared_memory() == parallelism.shared_memory()
 
 
 @pytest.mark.parametrize("architecture", ["mosaicbert", "bert"])
