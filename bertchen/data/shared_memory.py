@@ -6,7 +6,7 @@ in `locals` which folder it uses. Three things aren't settled by that:
 - It looks for a number and takes it in two steps: of two runs that start at the same moment one can fail.
 - A run that is killed together with its helpers (a container, a job's time limit, the kernel short of memory) leaves
   its segments. A restart takes another number; but a cache of remote shards that such a `locals` names counts as in
-  use.
+  use. So each run notes its numbers, and the next one removes those whose process is gone.
 - It opens the segments of all others on the machine, so that some runs at once, of several datasets each, need more
   open files than the usual limit of 1,024.
 """
@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import resource
 import tempfile
 import time
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 60.0  # seconds
 _SHARED_MEMORY = "/dev/shm"
+_NOTES = re.compile(r"bertchen-(\d+)-shm-(\d{6})")
 _NO_FOLDERS = bytes(4)  # what Streaming itself writes over the length of `locals` when a dataset is given up
 
 # Open as long as the process lives: closing one would release its lock.
@@ -59,6 +61,7 @@ def one_run_at_a_time(patience: float = PATIENCE) -> Iterator[None]:
     try:
         if not _locked_in_time(lock, patience):
             log.warning("another run has been starting for %.0f s; starting beside it", patience)
+        remove_left_over()
         dist.barrier()
         yield
     finally:
@@ -75,6 +78,44 @@ def _locked_in_time(lock: int, patience: float) -> bool:
             if time.monotonic() >= end:
                 return False
             time.sleep(0.05)
+
+
+def note_segments(number: int) -> None:
+    """Notes that the segments of this number belong to this process, the first of its node."""
+    if dist.get_local_rank() == 0:
+        owner = f"{os.getpid()} {_begun(os.getpid())} {_inode(number)}"
+        Path(tempfile.gettempdir(), f"bertchen-{os.getuid()}-shm-{number:06d}").write_text(owner)
+
+
+def remove_left_over() -> None:
+    """Removes the segments of this user's runs whose process is gone, and what was noted about them."""
+    for note in Path(tempfile.gettempdir()).glob(f"bertchen-{os.getuid()}-shm-*"):
+        found = _NOTES.fullmatch(note.name)
+        with suppress(OSError, ValueError):  # gone meanwhile, or cut short
+            process, begun, inode = map(int, note.read_text().split())
+            if found is None or _begun(process) == begun:
+                continue
+            if _inode(int(found[2])) in (inode, 0):  # else the number is another's by now
+                segments = glob(os.path.join(_SHARED_MEMORY, f"{found[2]}_*"))
+                for left in (*segments, *glob(os.path.join(tempfile.gettempdir(), f"{found[2]}_*_filelock"))):
+                    os.unlink(left)
+                if segments:
+                    log.info("removed the shared memory %s_* that a killed run had left", found[2])
+            note.unlink()
+
+
+def _begun(process: int) -> int:
+    """When a process began [ticks since the machine did]: with its id, its name for good; 0 where there is none."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def _inode(number: int) -> int:
+    path = Path(_SHARED_MEMORY, f"{number:06d}_locals")
+    return path.stat().st_ino if path.exists() else 0
 
 
 def claim_cache(local: str, splits: Sequence[str]) -> None:

@@ -106,6 +106,7 @@ class StagedBlocks(IterableDataset[dict[str, Tensor]]):
         self.blocks_per_batch = blocks_per_batch
         self.stage = 0
         self._reading = 0
+        self._handed_out = 0  # blocks since the beginning of the run
         self._batches: Iterator[dict[str, Tensor]] | None = None
         first_number = 0
         for blocks in self.stages:
@@ -141,11 +142,20 @@ class StagedBlocks(IterableDataset[dict[str, Tensor]]):
             if batch is None:
                 raise RuntimeError(f"{self.current.split} ended after {self.current.sample_in_epoch} blocks")
             self.current.sample_in_epoch += self.blocks_per_batch
+            self._handed_out += self.blocks_per_batch
             yield batch
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """The place of each stage. Composer's counts are those of the whole run, and aren't needed."""
-        return {"stages": {blocks.split: blocks.place() for blocks in self.stages}}
+        """The place of each stage.
+
+        Args:
+            num_samples: blocks that were trained on in the whole run. A batch that was handed out but isn't among them,
+                because training was stopped before its step, comes again.
+            from_beginning: always true.
+        """
+        places = {blocks.split: blocks.place() for blocks in self.stages}
+        places[self.stages[self._reading].split]["sample_in_epoch"] -= self._handed_out - num_samples
+        return {"stages": places, "trained": num_samples}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Goes to the places that a checkpoint holds.
@@ -155,6 +165,7 @@ class StagedBlocks(IterableDataset[dict[str, Tensor]]):
         """
         refuse_other_stages(obj, [blocks.split for blocks in self.stages])
         self._leave()
+        self._handed_out = obj["trained"]
         for blocks in self.stages:
             blocks.load_state_dict(obj["stages"][blocks.split])
 

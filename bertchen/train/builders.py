@@ -46,7 +46,7 @@ from bertchen.data.blocks import BlockDataset, EvaluationBatches, train_loader
 from bertchen.data.cutting import split_by_tokens
 from bertchen.data.masking import MaskingVocabulary, mask_tokens
 from bertchen.data.order import default_parts
-from bertchen.data.shared_memory import one_run_at_a_time
+from bertchen.data.shared_memory import note_segments, one_run_at_a_time
 from bertchen.data.stages import StageBlocks, StagedBlocks, staged_loader
 from bertchen.errors import UserError
 from bertchen.metrics import masked_lm_metrics
@@ -118,7 +118,7 @@ def build_dataset(
     parts = data.num_canonical_nodes or default_parts(shuffle, config.value.global_train_batch_size)
     try:
         with one_run_at_a_time():
-            return kind(
+            dataset = kind(
                 local=data.local,
                 remote=data.remote,
                 split=split,
@@ -131,6 +131,8 @@ def build_dataset(
                 download_timeout=data.download_timeout,
                 download_patience=data.download_patience,
             )
+            note_segments(dataset._shm_prefix_int)
+            return dataset
     except ValueError as error:  # a limit of the cache that is too low, say
         raise UserError(f"data (from {config.source('data')}): {error}") from error
 

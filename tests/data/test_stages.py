@@ -142,7 +142,21 @@ def test_a_restart_anywhere_gives_the_rest(stages: MakeStages, workers: int) -> 
         del running
         resumed = stages(workers)
         resumed.load_state_dict(state)
-        assert resumed.state_dict(0, True) == state
+        assert resumed.state_dict(cut * BATCH, True) == state
+        assert read(resumed, schedule[cut:]) == whole[cut:]
+
+
+def test_a_batch_that_was_not_trained_on_comes_again(stages: MakeStages) -> None:
+    """Training can be stopped when a batch was handed out, and before its step."""
+    schedule = [0, 1, 2, 2]
+    whole = read(stages(), schedule)
+    for cut in range(len(schedule)):
+        interrupted = stages()
+        running = iter(staged_loader(interrupted))
+        for stage in schedule[: cut + 1]:
+            read_one(interrupted, running, stage)
+        resumed = stages()
+        resumed.load_state_dict(interrupted.state_dict(cut * BATCH, True))
         assert read(resumed, schedule[cut:]) == whole[cut:]
 
 

@@ -64,6 +64,7 @@ def test_two_runs_at_once_on_one_data_set_dont_disturb_each_other(uninterrupted:
     assert_same_state(beside / LATEST, uninterrupted / LATEST)
 
 
+@pytest.mark.fault("killed (-9)")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_run_goes_on_as_if_nothing_had_happened(
     prepared: Prepared, uninterrupted: Path, tmp_path: Path, workers: int
@@ -95,6 +96,7 @@ def _plant_partial_checkpoint(folder: Path, reached: int) -> None:
         file.write('{"step": 12, "loss/tra')
 
 
+@pytest.mark.fault("killed (-9)")
 def test_link_lost_by_a_kill(prepared: Prepared, uninterrupted: Path, tmp_path: Path, in_process: Callable) -> None:
     """Composer removes the link to the latest checkpoint before it sets the new one: a kill can fall between."""
     folder = _copy(uninterrupted, tmp_path / "run")
@@ -120,6 +122,7 @@ def test_restart_of_a_run_that_has_ended_changes_nothing(
     assert (folder / "hf" / "model.safetensors").exists()
 
 
+@pytest.mark.fault("killed (-9)")
 def test_loader_processes_of_a_killed_run_end(prepared: Prepared, tmp_path: Path) -> None:
     mds = shutil.copytree(prepared.mds, tmp_path / "mds")  # of its own, to know its shared memory by
     arguments = three_epochs(prepared, tmp_path / "run", f"data.local={mds}", "data.num_workers=2")
