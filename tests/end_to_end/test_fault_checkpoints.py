@@ -62,6 +62,17 @@ def wait_for_checkpoint(store: FaultyStore, step: int) -> None:
         time.sleep(0.05)
 
 
+def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], Any]]) -> None:
+    """Does something, once, when the checkpoint of a step has been written, before it is uploaded."""
+    upload = RemoteCopy.checkpoint_saved
+
+    def checkpoint_saved(self: RemoteCopy, saved: Saved) -> None:
+        actions.pop(saved.step, lambda: None)()
+        upload(self, saved)
+
+    monkeypatch.setattr(RemoteCopy, "checkpoint_saved", checkpoint_saved)
+
+
 def assert_equal(folder: Path, undisturbed: Path) -> None:
     assert exact(folder) == exact(undisturbed)
     assert checkpoints(folder)[-1] == checkpoints(undisturbed)[-1]
@@ -101,17 +112,6 @@ def test_killed_and_gone_on_with_on_another_machine(
     assert not [text for text in (*written, *objects.values(), log.read_bytes()) if SECRET.encode() in text]
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], Any]]) -> None:
-    """Does something when the checkpoint of a step has been written, before it is uploaded."""
-    upload = RemoteCopy.checkpoint_saved
-
-    def checkpoint_saved(self: RemoteCopy, saved: Saved) -> None:
-        actions.get(saved.step, lambda: None)()
-        upload(self, saved)
-
-    monkeypatch.setattr(RemoteCopy, "checkpoint_saved", checkpoint_saved)
-
-
 @pytest.mark.fault("the store of checkpoints is gone, then back")
 def test_store_gone_and_back(
     prepared: Prepared, undisturbed: Path, faulty_store: FaultyStore, in_process: Callable, tmp_path: Path,
@@ -120,7 +120,7 @@ def test_store_gone_and_back(
     at_step(monkeypatch, {4: faulty_store.leave, 12: faulty_store.listen})
     in_process(*arguments(prepared, tmp_path / "run", f"save_remote={REMOTE}"))
     assert_equal(tmp_path / "run", undisturbed)
-    assert {name for name in faulty_store.objects(PREFIX)} >= {LISTED, f"ep1-ba{STEPS}-rank0.pt"}
+    assert set(faulty_store.objects(PREFIX)) >= {LISTED, f"ep1-ba{STEPS}-rank0.pt"}
     assert listed(faulty_store)[0] == STEPS
 
 
@@ -163,13 +163,15 @@ def test_credentials_are_tried_before_the_run(
 @pytest.mark.parametrize("where", ["here", "in the store", "both"])
 def test_a_checkpoint_cut_short_is_left_for_the_one_before(
     prepared: Prepared, undisturbed: Path, faulty_store: FaultyStore, in_process: Callable, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture, where: str,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str,
 ) -> None:  # fmt: skip
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder, symlinks=True)
     newest = f"ep1-ba{STEPS}-rank0.pt"
     remote = [f"save_remote={REMOTE}"] if where != "here" else []
-    if remote:  # a run that has ended is uploaded too
+    if remote:  # what is gone on from is copied too
+        (folder / newest).unlink()
+        at_step(monkeypatch, {STEPS: lambda: wait_for_checkpoint(faulty_store, 16)})
         in_process(*arguments(prepared, folder, "autoresume=true", *remote))
         faulty_store.change(f"{PREFIX}/{newest}", lambda held: held[: len(held) // 2])
     if where == "in the store":
