@@ -56,6 +56,7 @@ class RemoteCopy(Callback):
         self._next: Saved | None = None
         self._failed: tuple[Saved, UserError] | None = None
         self._busy = False
+        self._ending = False
         self.waits_at_close = True
         self._progress = time.monotonic()
         self._changed = threading.Condition()
@@ -135,6 +136,7 @@ class RemoteCopy(Callback):
 
     def _try_failed_again(self) -> None:
         with self._changed:
+            self._ending = True
             if self._failed and self._next is None:
                 self._next, self._failed = self._failed[0], None
                 self._changed.notify_all()
@@ -156,7 +158,8 @@ class RemoteCopy(Callback):
                 self._busy = False
                 if error is not None and self._next is None:
                     self._failed = saved, error
-                    log.warning("%s; training goes on, the next checkpoint will be tried", error)
+                    if not self._ending:
+                        log.warning("%s; training goes on, the next checkpoint will be tried", error)
                 else:
                     self._remove_aside(saved)
 
