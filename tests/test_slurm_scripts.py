@@ -204,11 +204,14 @@ def environment_of(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 def test_a_process_knows_its_place(jobs: Jobs) -> None:
-    env = environment_of(jobs.task("process", *PRINT))
+    master = {"MASTER_ADDR": "node1", "MASTER_PORT": "10007"}
+    env = environment_of(jobs.task("process", *PRINT, **master))
     place = {name: env[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")}
     assert place == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "1"}
     assert env["OMP_NUM_THREADS"] == "3"
-    assert "RANK" not in environment_of(jobs.task("alone", *PRINT))
+    assert master.items() <= env.items()
+    alone = environment_of(jobs.task("alone", *PRINT, **master))
+    assert not {*place, *master} & alone.keys()
 
 
 def test_parts_of_an_array_of_jobs(jobs: Jobs) -> None:

@@ -7,6 +7,7 @@ set +x
 
 kind=$1
 shift
+if [[ $kind != process ]]; then unset MASTER_ADDR MASTER_PORT; fi # launchers in it choose their own
 per_node=$((SLURM_NTASKS / SLURM_STEP_NUM_NODES))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} PYTHONUNBUFFERED=1
 case $kind in
