@@ -103,6 +103,9 @@ def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
         pytest.skip(f"needs Slurm (apt-get install slurm-wlm munge): no {', '.join(missing)}")
     if os.getuid() != 0:
         pytest.skip("needs to be root, as Slurm's daemons do")
+    tried = subprocess.run([*_with_own_shared_memory(), "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"needs to mount a tmpfs in a name space of its own: {tried.stderr.strip()}")
     _configure(folder)
     daemons = (
         ("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key",
