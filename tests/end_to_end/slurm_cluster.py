@@ -1,7 +1,7 @@
 """A real Slurm of two nodes on this machine: its daemons, started by a test and ended with it.
 
-The nodes `n1` and `n2` are two `slurmd` that share the processors. Each has a /dev/shm of its own, as two machines have,
-and there its folder for temporary files.
+The nodes `n1` and `n2` are two `slurmd` that share the processors. Each has a /dev/shm of its own, as two machines
+have, and there its folder for temporary files.
 """
 
 from __future__ import annotations
