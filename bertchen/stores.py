@@ -276,7 +276,13 @@ class Downloader:
 
             if os.path.exists(target):  # its downloaders leave what is there
                 os.unlink(target)
-            CloudDownloader.direct_download(url, target, self.timeout)
+            at = os.getpid(), scheme
+            downloader = self._clients.get(at) or self._clients.setdefault(at, CloudDownloader.get(url))
+            try:
+                downloader.download(url, target, self.timeout)
+            except Exception:
+                downloader.clean_up()  # what is connected may be broken
+                raise
             if not os.path.exists(target):
                 raise CutShort(f"{hidden(url)}: nothing came")
 

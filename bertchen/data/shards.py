@@ -38,7 +38,7 @@ def check_shards(folder: str | os.PathLike[str], hashes: bool | Literal["auto"] 
     """
     root = Path(folder)
     present = []
-    for shard in read_index(root):
+    for shard in _read_index(root):
         found = _files_of(root, shard)
         if not found:
             info = shard["zip_data"] or shard["raw_data"]
@@ -70,7 +70,7 @@ def mend_cache(folder: str | os.PathLike[str], hashes: bool | Literal["auto"] = 
         return []
     present = [
         (root / info["basename"], info)
-        for shard in read_index(root)
+        for shard in _read_index(root)
         for info in (shard["raw_data"], shard["zip_data"])
         if info and os.path.join(root, info["basename"]) in there
     ]
@@ -106,7 +106,7 @@ def _walk(folder: Path) -> Iterator[str]:
     return (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
 
 
-def read_index(root: Path) -> list[dict[str, Any]]:
+def _read_index(root: Path) -> list[dict[str, Any]]:
     """What the index of a split says of each shard.
 
     Raises:

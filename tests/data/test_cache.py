@@ -69,7 +69,7 @@ def shard_names(folder: Path) -> list[str]:
 
 def dataset(local: Path, remote: str | None = None, **options: Any) -> BlockDataset:
     common = {"split": "train", "shuffle": True, "shuffle_seed": 3, "num_canonical_nodes": 2, "batch_size": PER_DEVICE}
-    return BlockDataset(local=str(local), remote=remote, download_timeout=5, **{**common, **options})
+    return BlockDataset(local=str(local), remote=remote, download_timeout=60, **{**common, **options})
 
 
 def batches(data: BlockDataset, workers: int = 0) -> list[list[list[int]]]:
@@ -216,7 +216,7 @@ def cut(path: Path) -> None:
 
 
 def prepare(remote: str, cache: Path, check_hashes: bool | None) -> None:
-    prepare_cache(remote, str(cache), ["train"], check_hashes, 5, 0)
+    prepare_cache(remote, str(cache), ["train"], check_hashes, 60, 0)
 
 
 @pytest.mark.parametrize(
