@@ -170,6 +170,9 @@ def _check_numbers(config: Config[TrainConfig]) -> None:
     check_positive(config, _POSITIVE)
     check_not_negative(config, _NOT_NEGATIVE)
     check_seed_and_betas(config)
+    if cfg.data.remote and cfg.dist_timeout <= cfg.data.download_patience:
+        patience = f"data.download_patience={cfg.data.download_patience:g}"
+        config.fail("dist_timeout", f"should be longer than {patience}, for which one process may wait for the store")
     for key, units in _TIME_UNITS.items():
         check_time(config, key, units)
     check_warmup(config)

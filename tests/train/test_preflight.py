@@ -151,6 +151,12 @@ def test_other_values_that_are_right(train_config: MakeConfig, override: str) ->
     preflight(train_config(override))
 
 
+def test_processes_wait_longer_for_one_another_than_for_the_store(train_config: MakeConfig) -> None:
+    message = refused(train_config("data.remote=s3://bucket/mds", "dist_timeout=300"))
+    assert message.startswith("dist_timeout=300")
+    assert "data.download_patience=300" in message
+
+
 @pytest.mark.parametrize("t_warmup", ["1ba", "1ep", "0.1dur"])
 @pytest.mark.parametrize("max_duration", ["10ba", "2ep"])
 def test_warm_up_in_steps_and_epochs_goes_with_both(train_config: MakeConfig, t_warmup: str, max_duration: str) -> None:
