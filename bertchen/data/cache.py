@@ -7,11 +7,14 @@ fetch that has failed for good is a state of its own, which ends all who wait fo
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
 from time import monotonic, sleep, time_ns
 from typing import Any
 from weakref import WeakSet
@@ -22,6 +25,7 @@ from streaming import StreamingDataset
 from streaming.base.constant import TICK
 from streaming.base.dataset import _ShardState
 
+from bertchen.data.shards import PART
 from bertchen.data.streams import ShardStream, always
 from bertchen.errors import UserError, is_disk_full
 from bertchen.stores import StoreError, StoreGone
@@ -66,6 +70,8 @@ class CachedDataset(StreamingDataset):
         self._stream = stream
         self._failure: BaseException | None = None
         self._mended: set[int] = set()
+        if self._unique_rank_world.is_local_leader:
+            self._reason.unlink(missing_ok=True)  # of an earlier run
         _caches.add(self)
 
     def __iter__(self) -> Iterator[Any]:
@@ -116,10 +122,17 @@ class CachedDataset(StreamingDataset):
             self.refuse_failed(shard_id)
 
     def refuse_failed(self, shard_id: int) -> None:
-        """Raises a StoreGone if the shard couldn't be fetched, by whatever thread or process of this machine."""
-        if self._shard_states[shard_id] == FAILED:
-            url = self._stream.url(self.shards[shard_id])
-            raise StoreGone(f"{url} couldn't be fetched by another process of this machine, which says why")
+        """Raises the UserError of whatever thread or process of this machine couldn't fetch the shard, if any."""
+        if self._shard_states[shard_id] != FAILED:
+            return
+        if isinstance(self._failure, UserError):
+            raise self._failure
+        url = self._stream.url(self.shards[shard_id])
+        kind, text = StoreGone, f"{url} couldn't be fetched by another process of this machine, which says why"
+        with suppress(OSError, ValueError):
+            name, text = json.loads(self._reason.read_text(encoding="utf-8"))
+            kind = StoreGone if name == StoreGone.__name__ else StoreError
+        raise kind(text)
 
     def free_abandoned(self, shard_id: int) -> None:
         """Lets others fetch a shard whose fetching process has died."""
@@ -142,6 +155,17 @@ class CachedDataset(StreamingDataset):
         with self._lock():
             if self._shard_states[shard_id] == _ShardState.LOCAL:
                 self._evict_shard(shard_id)
+
+    @property
+    def _reason(self) -> Path:
+        """A file in which the first process that fails says why, for the others of this machine."""
+        return Path(self._stream.local) / self._stream.split / f"failure{PART}"
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        if isinstance(error, UserError) and self._stream.is_cached:
+            with suppress(OSError):  # the disk may be full
+                self._reason.write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")
 
     def close_removed(self) -> None:
         """Closes files that were removed, whose room on the disk is free only then."""
@@ -177,9 +201,11 @@ class CachedDataset(StreamingDataset):
         try:
             grown = self._with_room(lambda: self._stream.prepare_shard(shard, goes_on), shard)
             after = _ShardState.LOCAL
-        except BaseException:
+        except BaseException as error:
             if not is_wanted():
                 after = _ShardState(before)
+            elif isinstance(error, Exception) and not (self._shard_states.numpy() == FAILED).any():
+                self._note_failure(error)  # before the others see the state
             raise
         finally:
             with self._lock():
@@ -213,10 +239,8 @@ class CachedDataset(StreamingDataset):
 
     def _make_room(self, size: int) -> bool:
         """Removes the shard that was read longest ago of all that are cached on this disk, if there is one."""
-        disk = os.stat(self._stream.local).st_dev
-        caches = [
-            each for each in {self, *_caches} if each._stream.is_cached and os.stat(each._stream.local).st_dev == disk
-        ]
+        disk = _disk(self._stream.local)
+        caches = [each for each in {self, *_caches} if each._stream.is_cached and _disk(each._stream.local) == disk]
         for cache in sorted(caches, key=CachedDataset._coldest_time):
             with cache._lock():
                 found = cache._evict_if_any()
@@ -253,6 +277,14 @@ def _say_disk_is_full(local: str) -> None:
             "the disk of data.local=%s is full: shards that were read longest ago are removed, and fetched again when "
             "they are needed; data.cache_limit keeps the cache below a size", local,
         )  # fmt: skip
+
+
+def _disk(folder: str) -> int | None:
+    """The number of the file system of a folder, if it is there."""
+    try:
+        return os.stat(folder).st_dev
+    except FileNotFoundError:
+        return None
 
 
 def _is_alive(process: int) -> bool:
