@@ -70,7 +70,7 @@ class CachedDataset(StreamingDataset):
         self._stream = stream
         self._failure: BaseException | None = None
         self._mended: set[int] = set()
-        if self._unique_rank_world.is_local_leader:
+        if stream.is_cached and self._unique_rank_world.is_local_leader:
             self._reason.unlink(missing_ok=True)  # of an earlier run
         _caches.add(self)
 
