@@ -76,7 +76,7 @@ def run(cfg: BenchmarkScalingConfig, processes: int, folder: Path) -> None:
 
 def rates(rows: list[dict[str, Any]], warmup: int) -> list[float]:
     """Tokens a second of each step after the first `warmup`."""
-    ends = [(row[SECONDS], row[TOKENS]) for row in rows if SECONDS in row and TOKENS in row]
+    ends = [(0.0, 0), *((row[SECONDS], row[TOKENS]) for row in rows if SECONDS in row and TOKENS in row)]
     steps = zip(ends[warmup:], ends[warmup + 1 :], strict=False)
     return [(later[1] - before[1]) / (later[0] - before[0]) for before, later in steps]
 

@@ -51,7 +51,7 @@ def test_two_processes(
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line["processes"] == 2
     assert line["tokens_per_step"] == 8 * 32
-    assert line["steps"] == 2
+    assert line["steps"] == 3
     assert 0 < line["slowest_fastest"][0] <= line["tokens_per_second"] <= line["slowest_fastest"][1]
     assert (line["times_first"], line["efficiency"], line["same_blocks"]) == (1.0, 1.0, True)
 
@@ -60,8 +60,8 @@ def test_rates_are_those_of_the_steps_after_the_warm_up(benchmark: ModuleType) -
     ends = [(2.0, 100), (4.0, 200), (5.0, 300), (5.5, 400)]
     rows = [{"step": 0, "time/token": 0}]
     rows += [{"throughput/seconds": seconds, "time/token": tokens} for seconds, tokens in ends]
-    assert benchmark.rates(rows, 0) == [50, 100, 200]
-    assert benchmark.rates(rows, 2) == [200]
+    assert benchmark.rates(rows, 0) == [50, 50, 100, 200]
+    assert benchmark.rates(rows, 2) == [100, 200]
 
 
 def fake_measure(rates: dict[int, int], blocks: dict[int, str]) -> Any:
