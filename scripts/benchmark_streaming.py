@@ -230,8 +230,12 @@ def _resume_once(settings: BenchmarkStreamingConfig, remote: Path, cache: Path) 
         {"epoch": 0, "sample_in_epoch": half, "num_canonical_nodes": 1, "shuffle_seed": settings.seed,
          "initial_physical_nodes": 1}
     )  # fmt: skip
-    next(iter(train_loader(dataset, cfg.blocks_per_batch, cfg.block_size, cfg.workers)))
+    batches = iter(train_loader(dataset, cfg.blocks_per_batch, cfg.block_size, cfg.workers))
+    next(batches)
     now = time.perf_counter()
+    del batches
+    if hasattr(dataset, "_iterator"):  # threads of this process, which would fetch on into a folder that is removed
+        dataset._iterator.exit()
     return {
         "seconds": now - began,
         "seconds_for_index_and_cache": prepared - began,
