@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -55,6 +57,16 @@ def shard_damaged() -> None:
 
 def bug_in_loader() -> None:
     _in_loader(lambda: ZeroDivisionError("division by zero"))
+
+
+def loss_is_nan() -> None:
+    """Of this process's part of the batch."""
+    from bertchen.train.composer_model import ComposerMaskedLM
+
+    original, calls = ComposerMaskedLM.loss, itertools.count(1)  # one a step
+    ComposerMaskedLM.loss = lambda self, outputs, batch: (
+        original(self, outputs, batch) * (math.nan if next(calls) == STEP else 1)
+    )
 
 
 def bug_in_step() -> None:

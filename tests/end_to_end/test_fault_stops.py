@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -205,6 +206,22 @@ def test_a_signal_to_one_process_ends_both(
         assert run.errors(0) == ["error: stopped by SIGTERM; 7 steps are saved, and autoresume=true goes on from there"]
     assert checkpoints(folder)[-1] == "ep0-ba7-rank0.pt"
     assert_goes_on(prepared, folder, undisturbed, in_process)
+
+
+@pytest.mark.fault("the loss becomes NaN or jumps")
+def test_loss_that_is_nan_on_one_process_is_skipped_by_both(prepared: Prepared, tmp_path: Path, attempt: int) -> None:
+    """And the blocks of both are kept: those that the step was made of."""
+    folder = tmp_path / "run"
+    given = two_processes(prepared, folder, "algorithms.loss_guard={on_bad: skip}", "callbacks.sample_ids={}")
+    with forked(given, tmp_path / "log", [None, faults.loss_is_nan]) as run:
+        assert run.end() == [0, 0], run.says(0) + run.says(1)
+    (bad,) = (json.loads(line) for line in (folder / "bad_batches.jsonl").read_text().splitlines())
+    assert (bad["step"], bad["action"], bad["loss"]) == (faults.STEP - 1, "skip", "nan")
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [line["blocks"] for line in samples if line["step"] == bad["step"]] == [bad["blocks"]]
+    by_step = [line["loss/train/total"] for line in metrics(folder) if "loss/train/total" in line]
+    assert [step for step, loss in enumerate(by_step) if loss is None] == [bad["step"]]
+    assert len(by_step) == STEPS
 
 
 @pytest.mark.fault("SIGTERM")
