@@ -11,6 +11,7 @@ validation and checkpoints.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from bertchen.train.run_folder import METRICS_FILE, SAMPLES_FILE
 ROOT = Path(__file__).resolve().parents[1]
 USAGE = "python scripts/benchmark_scaling.py [file.yaml …] train.data.local=… train.tokenizer=… key.sub=value …"
 SECONDS, TOKENS = "throughput/seconds", "time/token"
+OF_PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def settings(cfg: BenchmarkScalingConfig, folder: Path) -> dict[str, Any]:
@@ -64,10 +66,12 @@ def run(cfg: BenchmarkScalingConfig, processes: int, folder: Path) -> None:
     yaml, log = folder.with_suffix(".yaml"), folder.with_suffix(".log")
     yaml.write_text(OmegaConf.to_yaml(OmegaConf.create(settings(cfg, folder))))
     launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", str(processes)]
+    # That of a job that this runs in is not theirs.
+    environment = {name: value for name, value in os.environ.items() if name not in OF_PROCESS_GROUP}
     with log.open("w") as file:
         done = subprocess.run(
             [*launcher, "main.py", "yamls/pretrain.yaml", str(yaml.resolve())],
-            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False,
+            cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
     if done.returncode:
         complaints = [line for line in log.read_text().splitlines() if "error" in line.lower()]

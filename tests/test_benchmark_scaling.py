@@ -37,10 +37,7 @@ def test_two_processes(
     tiny_tokenizer: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)  # those of a process group that another test has started here
     benchmark.main(
         [
             f"train.data.local={tiny_data}", f"train.tokenizer={tiny_tokenizer}", f"folder={tmp_path}", "processes=[2]",
