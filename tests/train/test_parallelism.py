@@ -141,6 +141,7 @@ def test_with_fsdp_each_layer_is_compiled(train_config: MakeConfig, override: st
 
 @pytest.mark.parametrize(("given", "node"), [({"GROUP_RANK": "3"}, "3"), ({"GROUP_RANK": "3", "NODE_RANK": "1"}, "1")])
 def test_torchrun_names_the_node_otherwise(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], node: str) -> None:
-    monkeypatch.setattr(os, "environ", given)
-    parallelism.complete_environment()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", given)
+        parallelism.complete_environment()
     assert given["NODE_RANK"] == node
