@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from bertchen.data.blocks import BlockDataset, train_loader
 from bertchen.data.open_shards import BlockType, OpenShards, block_type
+from bertchen.data.together import LoaderFailed
 from bertchen.errors import UserError
 
 BLOCK = 8
@@ -276,7 +277,7 @@ def test_a_shard_that_cannot_be_fetched_ends_reading_with_an_error(remote: Path,
     last = shards_of(remote)[-1]["raw_data"]["basename"]
     (remote / "train" / last).unlink()
     data = BlockDataset(**options(tmp_path / "cache", remote=str(remote), shuffle=False))
-    with pytest.raises(UserError, match=last):
+    with pytest.raises(LoaderFailed, match=last):
         batches(train_loader(data, PER_DEVICE, BLOCK, 0))
 
 
