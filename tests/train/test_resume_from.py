@@ -185,7 +185,7 @@ def _node(rank: int, port: int, folder: str, cfg: TrainConfig, has_store: bool, 
     )  # fmt: skip
     from composer.utils import dist
 
-    dist.initialize_dist("cpu", timeout=120)
+    dist.initialize_dist("cpu", timeout=600)
     os.chdir(folder)
     store = RunStore(str(cfg.save_remote), patience=0.0) if has_store else None
     try:
@@ -208,7 +208,7 @@ def on_two_nodes(folders: tuple[Path, Path], cfg: TrainConfig, has_store: bool =
         folder.mkdir(exist_ok=True)
         nodes.append(context.Process(target=_node, args=(rank, port, str(folder), cfg, has_store, results)))
         nodes[-1].start()
-    found = sorted(results.get(timeout=300) for _ in nodes)
+    found = sorted(results.get(timeout=600) for _ in nodes)
     for node in nodes:
         node.join()
     return found
