@@ -6,7 +6,8 @@ import errno
 
 import pytest
 
-from bertchen.errors import UserError, is_disk_full, naming_full_disk, user_errors
+from bertchen.errors import AGAIN_EXIT_CODE, Stop, UserError, is_disk_full, naming_full_disk, user_errors
+from bertchen.stores import StoreGone
 
 FULL = [OSError(code, "full", "/runs/x.pt") for code in (errno.ENOSPC, errno.EDQUOT)]
 
@@ -70,3 +71,20 @@ def test_interruption_ends_without_a_traceback(capsys: pytest.CaptureFixture[str
         raise KeyboardInterrupt
     assert ending.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("error", [Stop("the loader failed", AGAIN_EXIT_CODE), StoreGone("the store is gone")])
+def test_what_can_go_on_later_ends_with_a_code_of_its_own(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending, user_errors():
+        raise error
+    assert ending.value.code == 75
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_stop_is_told_by_the_first_process_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit), user_errors():
+        raise Stop("the loader failed", AGAIN_EXIT_CODE)
+    assert capsys.readouterr().err == ""

@@ -183,7 +183,9 @@ def callbacks(config: Config[TrainConfig]) -> list[Any]:
 
 def test_callbacks_are_those_of_the_yaml_and_the_seeding(train_config: MakeConfig) -> None:
     names = [type(callback).__name__ for callback in callbacks(train_config("callbacks.lr_monitor=null"))]
-    assert names == ["StepSeed", "Throughput", "PeakMemory"]
+    assert names == ["StepSeed", "FiniteLoss", "Throughput", "PeakMemory", "OwedEvaluation"]
+    guarded = callbacks(train_config("algorithms.loss_guard={}"))
+    assert "FiniteLoss" not in [type(callback).__name__ for callback in guarded]
     (seeding, *_) = callbacks(train_config("seed=7"))
     assert isinstance(seeding, StepSeed)
     assert seeding.seed == 7
