@@ -103,18 +103,19 @@ def user_errors() -> Iterator[None]:
         print(": ".join(filter(None, ("interrupted", str(error)))), file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     except Stop as stop:
+        exit_code = stop.exit_code
         if _is_first():
             _print_error(str(stop))
-        sys.exit(stop.exit_code)
     except UserError as error:
-        message, exit_code = str(error), error.exit_code
+        exit_code = error.exit_code
+        _print_error(str(error))
     except Exception as error:
         if not is_disk_full(error):
             raise
-        message, exit_code = str(disk_full(error)), EXIT_CODE
+        exit_code = EXIT_CODE
+        _print_error(str(disk_full(error)))
     else:
         return
-    _print_error(message)
     if not _is_first():
         # The launcher ends all processes when one has ended: the first one's message and exit code must come first.
         time.sleep(GRACE_SECONDS)

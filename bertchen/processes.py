@@ -93,12 +93,17 @@ def end_with(parent: Any) -> None:
 
 @contextmanager
 def ending_soon(seconds: float = 10.0) -> Iterator[None]:
-    """For the whole of a process: one that fails ends within `seconds`, whatever its threads still wait for."""
+    """For the whole of a process: one that fails ends within `seconds`, whatever its threads still wait for.
+
+    And with the code that it was about to end with, though a launcher ends it because another has ended.
+    """
     try:
         yield
     except BaseException as error:
         code = error.code if isinstance(error, SystemExit) else 1
         if code:
+            # Python takes its own handlers off before it ends, but leaves this.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             timer = threading.Timer(seconds, os._exit, (code if isinstance(code, int) else 1,))
             timer.daemon = True
             timer.start()

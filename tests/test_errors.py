@@ -85,6 +85,7 @@ def test_a_stop_is_told_by_the_first_process_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("bertchen.errors.GRACE_SECONDS", 0.0)
     with pytest.raises(SystemExit), user_errors():
         raise Stop("the loader failed", AGAIN_EXIT_CODE)
     assert capsys.readouterr().err == ""

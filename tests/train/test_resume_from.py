@@ -221,6 +221,7 @@ def test_nodes_without_a_shared_folder_load_the_same(tmp_path: Path, store: RunS
     folders = tmp_path / "one", tmp_path / "two"
     if newest == "on the first node":
         write(folders[0] / "run", 12, "here")
+        (folders[0] / "run" / LATEST).unlink()  # whose absolute path both would see here
         write(folders[1] / "run", 2, "of long ago")
     first, second = on_two_nodes(folders, cfg)
     assert first[1:3] == ("run/ep0-ba8-rank0.pt", "the store")
@@ -232,6 +233,7 @@ def test_nodes_without_a_shared_folder_and_without_a_store_are_refused(tmp_path:
     cfg = TrainConfig(save_folder="run", autoresume=True)
     folders = tmp_path / "one", tmp_path / "two"
     write(folders[0] / "run", 12, "here")
+    (folders[0] / "run" / LATEST).unlink()
     first, second = on_two_nodes(folders, cfg, has_store=False)
     assert first[2] == second[2]
     assert "save_folder must be on a file system that all nodes share, or save_remote set" in first[2]
