@@ -264,7 +264,10 @@ def test_check_remote_without_a_server_or_credentials(store: Store, monkeypatch:
     store.start()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(UserError, match="written there: NoCredentialsError: .*: no credentials, or .*: set AWS_ACCESS_KEY_ID and AWS_S"):
+    with pytest.raises(
+        UserError,
+        match=r"written there: NoCredentialsError: .*: no credentials, or .*: set AWS_ACCESS_KEY_ID and AWS_S",
+    ):
         check_remote(REMOTE)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an-invented-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "an-invented-secret")
