@@ -7,7 +7,7 @@ UV ?= $(VENV)/bin/uv
 UV_COMPILE := $(UV) pip compile --quiet --universal --python-version 3.10 --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-dev demo test lint format lock clean distclean
+.PHONY: help venv venv-dev demo test test-slow lint format lock clean distclean
 # Two installations in one environment at a time would spoil each other.
 .NOTPARALLEL:
 
@@ -21,8 +21,13 @@ demo: $(VENV)/.requirements.installed  ## train, evaluate and export a small mod
 	$(VENV)/bin/python scripts/demo.py $(ARGS)
 
 # A process a core, of one thread each: the tests' models are too small for more.
-test: $(VENV)/.requirements-dev.installed  ## the tests
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
+test: $(VENV)/.requirements-dev.installed  ## the tests that take seconds each
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-slow: $(VENV)/.requirements-dev.installed  ## those that start whole runs, several processes, clean environments
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(VENV)/.requirements-dev.installed  ## check style and formatting
 	$(VENV)/bin/python -m ruff check .

@@ -35,6 +35,8 @@ from bertchen.errors import AGAIN_EXIT_CODE, EXIT_CODE, FAILED_EXIT_CODE
 from bertchen.train import builders, finish
 from bertchen.train.composer_model import ComposerMaskedLM
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12  # with an epoch's end at 15 out of reach; evaluated every 5, saved every 4 and at the end
 
 

@@ -191,6 +191,7 @@ def test_gone_for_too_long(runs: Runs, undisturbed: Path, capsys: pytest.Capture
 
 
 @pytest.mark.fault("the store is gone past the limit, two processes")
+@pytest.mark.slow
 def test_gone_for_too_long_for_two_processes(runs: Runs, undisturbed: Path) -> None:
     more = (f"microbatch_tokens={BATCH * BLOCK // 2}", "data.download_patience=0.5")
     fault = runs.after(7, runs.store.leave)

@@ -30,6 +30,8 @@ from running import (
     validation,
 )
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20  # more than an epoch
 EVERY = 5  # steps between checkpoints
 TORCHRUN = (PYTHON, "-m", "torch.distributed.run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import queue
 import socket
 from pathlib import Path
 
@@ -208,12 +209,18 @@ def on_two_nodes(folders: tuple[Path, Path], cfg: TrainConfig, has_store: bool =
         folder.mkdir(exist_ok=True)
         nodes.append(context.Process(target=_node, args=(rank, port, str(folder), cfg, has_store, results)))
         nodes[-1].start()
-    found = sorted(results.get(timeout=600) for _ in nodes)
+    found = []
+    while len(found) < len(nodes):
+        try:
+            found.append(results.get(timeout=1))
+        except queue.Empty:
+            assert not any(node.exitcode for node in nodes), "a node has failed: see its traceback"
     for node in nodes:
         node.join()
-    return found
+    return sorted(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newest", ["in the store", "on the first node"])
 def test_nodes_without_a_shared_folder_load_the_same(tmp_path: Path, store: RunStore, newest: str) -> None:
     cfg = TrainConfig(save_folder="run", save_remote=str(tmp_path / "store"), autoresume=True)
@@ -229,6 +236,7 @@ def test_nodes_without_a_shared_folder_load_the_same(tmp_path: Path, store: RunS
     assert not [name for name in second[3] if name.startswith(".fetched")], "what it was loaded from is removed"
 
 
+@pytest.mark.slow
 def test_nodes_without_a_shared_folder_and_without_a_store_are_refused(tmp_path: Path) -> None:
     cfg = TrainConfig(save_folder="run", autoresume=True)
     folders = tmp_path / "one", tmp_path / "two"
