@@ -13,6 +13,8 @@ FIND_PYTHON = ROOT / "scripts" / "find_python.sh"
 MAKE = shutil.which("make")
 SH = shutil.which("sh")
 
+PYTEST = "-m pytest --numprocesses logical --maxprocesses 8 --dist worksteal"
+
 needs_make = pytest.mark.skipif(MAKE is None, reason="needs make")
 
 SHIM = 'echo "pyenv: $0: command not found" >&2; exit 127'
@@ -184,7 +186,7 @@ def test_make_demo_installs_once(checkout):
 @needs_make
 def test_make_test_and_demo_install_their_own_requirements(checkout):
     assert checkout.make("test", "ARGS=-k masking").returncode == 0
-    assert checkout.calls() == [CREATE, INSTALL_DEV, "-m pytest -k masking"]
+    assert checkout.calls() == [CREATE, INSTALL_DEV, f"{PYTEST} -m not slow -k masking"]
     assert checkout.make("demo").returncode == 0
     assert checkout.calls() == [INSTALL, "scripts/demo.py"]
 

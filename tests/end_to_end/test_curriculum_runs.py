@@ -32,6 +32,8 @@ from running import (
     validation,
 )
 
+pytestmark = pytest.mark.slow
+
 STEPS = 24
 # Trains like main.py, and kills itself just before or just after Composer has told of an event at a step.
 KILLED = """
@@ -183,7 +185,6 @@ def places(name: str, switch: int) -> list[tuple[str, str, int]]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CURRICULA)
 def test_a_kill_at_any_place_changes_nothing(
     prepared: Prepared, undisturbed: Callable[[str], Path], tmp_path: Path, in_process: Callable, name: str

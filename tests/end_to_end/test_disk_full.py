@@ -15,6 +15,9 @@ from bertchen.train.run_folder import damage
 Usage = namedtuple("Usage", "total used free")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk looks large before the run, and something else fills it later."""

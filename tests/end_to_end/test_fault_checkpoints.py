@@ -28,6 +28,8 @@ from bertchen.callbacks import RemoteCopy
 from bertchen.callbacks.checkpoints import Saved
 from bertchen.run_store import RunStore
 
+pytestmark = pytest.mark.slow
+
 PREFIX = "runs/one"
 REMOTE = f"s3://{BUCKET}/{PREFIX}"
 STEPS = 18  # more than an epoch; checkpoints at 4, 8, 12, 16 and 18

@@ -40,6 +40,9 @@ KIND = "classification"
 InProcess = Callable[..., None]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def encoder(tiny_tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_encoder(tmp_path_factory.mktemp("model") / "encoder", tiny_tokenizer)
@@ -157,7 +160,6 @@ def test_broken_off_and_started_again_a_run_is_the_same(
     assert figures(folder) == figures(whole)
 
 
-@pytest.mark.slow
 def test_killed_again_and_again_a_run_is_the_same(encoder: str, tmp_path: Path, in_process: InProcess) -> None:
     """By SIGKILL to all of it, with half a checkpoint left behind."""
     whole, folder = tmp_path / "whole", tmp_path / "killed"
@@ -382,7 +384,6 @@ class TestSweep:
             "set={max_duration: 2ep}",
         ]  # fmt: skip
 
-    @pytest.mark.slow
     def test_stopped_and_started_again_it_runs_nothing_twice(self, given: list[str], tmp_path: Path) -> None:
         results = tmp_path / "results.jsonl"
         process = subprocess.Popen([PYTHON, *given], env=environment(), start_new_session=True)

@@ -10,6 +10,8 @@ import torch
 from running import LATEST, Prepared, assert_same_state, exact, losses, metrics, started, validation
 from transformers import AutoTokenizer, pipeline
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from running import LATEST, Prepared, assert_same_state, exact, names_in_shared_memory, started
 
+pytestmark = pytest.mark.slow
+
 
 def with_cache(prepared: Prepared, folder: Path, remote: Path, *more: str) -> list[str]:
     return prepared.overrides(

@@ -32,7 +32,7 @@ STEPS = 18
 SHORT, LONG = "train_32", "train_64"
 STATIC = ("curriculum.static.lengths=[32,64]", "curriculum.static.begins=[0ba,7ba]")
 
-pytestmark = pytest.mark.usefixtures("shared_memory_given_back")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_memory_given_back")]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,6 @@ def test_broken_off_run_goes_on_as_if_nothing_had_happened(
     assert_same_run(folder, whole)
 
 
-@pytest.mark.slow
 def test_killed_run_with_loader_processes(staged: Prepared, whole: Path, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     command = arguments(staged, folder, *STATIC, "autoresume=true", "data.num_workers=2")
@@ -187,7 +186,6 @@ def test_stages_that_come_back_go_on_where_they_were(
         assert_same_run(folder, tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_two_processes_switch_at_the_same_step_and_go_on_likewise(
     staged: Prepared, tmp_path: Path, in_process: Callable[..., None]
 ) -> None:
