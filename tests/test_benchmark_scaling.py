@@ -31,6 +31,7 @@ def benchmark() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_two_processes(
     benchmark: ModuleType,
     tiny_data: Path,
@@ -80,6 +81,7 @@ def test_numbers_of_processes_are_compared_with_the_first(
     assert [line["same_blocks"] for line in lines] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why(benchmark: ModuleType, tmp_path: Path) -> None:
     arguments = [f"folder={tmp_path}", "train.data.local=/no/such/place", "train.tokenizer=/none", "processes=[1]"]
     with pytest.raises(UserError, match=r"1 processes: .*error: .*/none.*says more"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from composer.utils import dist
 from transformers import PreTrainedTokenizerBase
 
 from bertchen.config import Config
@@ -147,7 +148,6 @@ def test_wrong_values(train_config: MakeConfig, override: str, remedy: str) -> N
         "microbatch_tokens=32",
         "global_train_batch_size=3",
         "eval.blocks=1000",
-        "save_folder=s3://bucket/run",
     ],
 )
 def test_other_values_that_are_right(train_config: MakeConfig, override: str) -> None:
@@ -238,16 +238,22 @@ def test_a_manifest_of_another_version(train_config: MakeConfig, own_data: Path)
     assert "is of version 99" in refused(train_config(f"data.local={own_data}"))
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    """This process is the first of so many on one node, which all say the same."""
+    monkeypatch.setattr(dist, "get_world_size", lambda: processes)
+    monkeypatch.setattr(dist, "all_gather_object", lambda mine: [mine, *[(mine[0], 1, mine[2])] * (processes - 1)])
+
+
 @pytest.mark.parametrize(("processes", "blocks"), [(2, 4), (4, 2), (8, 1)])
 def test_the_batch_is_divided_among_processes(
     train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, processes: int, blocks: int
 ) -> None:
-    monkeypatch.setattr("bertchen.train.preflight.dist.get_world_size", lambda: processes)
+    pretend(monkeypatch, processes)
     assert preflight(train_config()).blocks_per_device == blocks
 
 
 def test_a_batch_that_processes_cannot_divide(train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bertchen.train.preflight.dist.get_world_size", lambda: 3)
+    pretend(monkeypatch, 3)
     message = refused(train_config())
     assert message.startswith("global_train_batch_size=8 ")
     assert "divisible by the number of processes, 3" in message
