@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 PART_CHARACTERS = 1 << 20
-MAX_WORDS = 1 << 16
+MAX_WORDS = 1 << 18
 _MAX_WORD_CHARACTERS = 48
 
 # White space of the tokenizers library's regular expressions; Python's has the separators U+001C to U+001F too.
