@@ -157,9 +157,9 @@ class RemoteCopy(Callback):
             with self._changed:
                 self._busy = False
                 if error is not None and self._next is None:
-                    self._failed = saved, error
                     if not self._ending:
                         log.warning("%s; training goes on, the next checkpoint will be tried", error)
+                    self._failed = saved, error
                 else:
                     self._remove_aside(saved)
 
