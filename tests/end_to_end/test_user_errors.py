@@ -157,16 +157,14 @@ class TestRunFolder:
             assert fragment in message
 
     @pytest.mark.parametrize("damage", ["flip", "cut"])
-    def test_damaged_checkpoint(self, refuse: Refuse, folder: Path, damage: str) -> None:
-        newest = folder / checkpoints(folder)[-1]
-        spoil(newest, damage)
-        message = refuse("autoresume=true", "max_duration=9ba")
-        assert f"{newest}: damaged checkpoint" in message
-        assert f"remove it to go on from {folder / checkpoints(folder)[0]}" in message
-
-    def test_advice_on_a_damaged_checkpoint_works(self, prepared: Prepared, folder: Path, in_process: Callable) -> None:
-        (folder / checkpoints(folder)[-1]).unlink()
+    def test_damaged_checkpoint_is_left_for_the_one_before(
+        self, prepared: Prepared, folder: Path, in_process: Callable, caplog: pytest.LogCaptureFixture, damage: str
+    ) -> None:
+        before, newest = checkpoints(folder)[-2:]
+        spoil(folder / newest, damage)
         in_process(*prepared.overrides(folder, "autoresume=true", "max_duration=6ba", "eval.interval=6ba"))
+        assert f"{folder / newest}: damaged checkpoint" in caplog.text
+        assert f"going on from the one before, {folder / before}" in caplog.text
         assert (folder / LATEST).resolve().name == "ep0-ba6-rank0.pt"
 
     def test_all_checkpoints_damaged(self, refuse: Refuse, folder: Path) -> None:
