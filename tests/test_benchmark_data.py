@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from script_modules import load_script
 from transformers import PreTrainedTokenizerBase
 
 from bertchen.errors import UserError
@@ -21,14 +20,7 @@ TEXTS = [" ".join(WORDS[(number * place) % len(WORDS)] for place in range(1, 50)
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "benchmark_data.py"
-    spec = importlib.util.spec_from_file_location("benchmark_data_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmark_data")
 
 
 @pytest.fixture(scope="module")

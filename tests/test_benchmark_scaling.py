@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from script_modules import load_script
 
 from bertchen.config import load_config
 from bertchen.config.schema_benchmark_scaling import BenchmarkScalingConfig
@@ -22,13 +22,7 @@ MODEL = (
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "benchmark_scaling.py"
-    spec = importlib.util.spec_from_file_location("benchmark_scaling_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmark_scaling")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from bertchen.callbacks.metrics_file import MetricsFile, keep_before
+from bertchen.callbacks.metrics_file import MetricsFile, forget_repeated
 from bertchen.data.row_ids import BLOCKS, global_row_ids
 from bertchen.errors import EXIT_CODE, Stop
 
@@ -119,7 +119,8 @@ class LossGuard(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.FIT_START:
-            self._forget_repeated(state.timestamp.batch.value)
+            if dist.get_global_rank() == 0 and self.path.exists():
+                forget_repeated(self.path, state.timestamp.batch.value)
         elif event == Event.BEFORE_TRAIN_BATCH:
             self._losses = []
         elif event == Event.AFTER_LOSS:
@@ -182,11 +183,3 @@ class LossGuard(Algorithm):
         line = {**facts, "loss": loss, "mean": self.seen.mean, "length": length, "blocks": blocks}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-    def _forget_repeated(self, step: int) -> None:
-        """A restart comes to the steps after its checkpoint again."""
-        if dist.get_global_rank() == 0 and self.path.exists():
-            lines = keep_before(self.path.read_text().splitlines(keepends=True), step)
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            temporary.write_text("".join(lines))
-            os.replace(temporary, self.path)

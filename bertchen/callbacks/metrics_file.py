@@ -27,6 +27,15 @@ def keep_before(lines: list[str], step: int) -> list[str]:
     return kept
 
 
+def forget_repeated(path: Path, step: int) -> None:
+    """Leaves in a file, which is made if it isn't there, what `keep_before` keeps: a restart writes the rest again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(keep_before(lines, step)))
+    os.replace(temporary, path)
+
+
 class MetricsFile(LoggerDestination):
     """Collects what is logged in a step and appends it as one line when the next step begins.
 
@@ -73,13 +82,8 @@ class MetricsFile(LoggerDestination):
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() != 0:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         # A checkpoint in whose step nothing was logged yet still holds the step before it.
-        kept = keep_before(lines, self._pending.get("step", state.timestamp.batch.value))
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self.path)
+        forget_repeated(self.path, self._pending.get("step", state.timestamp.batch.value))
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         self.fit_start(state, logger)

@@ -10,7 +10,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from bertchen.callbacks.metrics_file import keep_before
+from bertchen.callbacks.metrics_file import forget_repeated
 from bertchen.data.row_ids import global_row_ids
 
 
@@ -28,13 +28,8 @@ class SampleIds(Callback):
         self.path = Path(path)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        if dist.get_global_rank() != 0:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(keep_before(lines, state.timestamp.batch.value)))
-        os.replace(temporary, self.path)
+        if dist.get_global_rank() == 0:
+            forget_repeated(self.path, state.timestamp.batch.value)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         blocks = global_row_ids(state.batch)

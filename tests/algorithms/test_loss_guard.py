@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from bertchen.algorithms.loss_guard import BadStep, LossGuard, Seen, after_good, what_is_wrong
 from bertchen.algorithms.registry import build_algorithms
 from bertchen.callbacks import FiniteLoss, MetricsFile
+from bertchen.callbacks.metrics_file import forget_repeated
 from bertchen.config import Config
 from bertchen.errors import EXIT_CODE, Stop, UserError
 
@@ -197,8 +198,7 @@ def test_on_bad_stop_stops_at_the_first(tmp_path: Path) -> None:
 
 def test_lines_of_steps_that_come_again_are_forgotten(tmp_path: Path) -> None:
     (tmp_path / "bad_batches.jsonl").write_text('{"step": 0}\n{"step": 5}\n{"step": 6, "lo')
-    guard = LossGuard(tmp_path)
-    guard._forget_repeated(5)
+    forget_repeated(LossGuard(tmp_path).path, 5)
     assert bad_batches(tmp_path) == [{"step": 0}]
 
 
