@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from running import LATEST, LENGTHS, PYTHON, Prepared, checkpoints, metrics, run, succeed, tree, validation
+from running import LATEST, LENGTHS, PYTHON, Prepared, checkpoints, metrics, succeed, tree, validation
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +103,13 @@ class TestDryRun:
         in_process(*prepared.overrides(stopped[0], "dry_run=true", "autoresume=true"))
         assert tree(stopped[0]) == before
 
-    def test_wrong_value_is_refused_too(self, prepared: Prepared, tmp_path: Path) -> None:
-        done = run(PYTHON, "main.py", *prepared.overrides(tmp_path / "run", "dry_run=true", "sequence_length=48"))
-        assert done.returncode == 2
-        assert "sequence_length" in done.stderr
+    def test_wrong_value_is_refused_too(
+        self, prepared: Prepared, tmp_path: Path, in_process: Callable, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as ended:
+            in_process(*prepared.overrides(tmp_path / "run", "dry_run=true", "sequence_length=48"))
+        assert ended.value.code == 2
+        assert "sequence_length" in capsys.readouterr().err
 
 
 def _vocabulary(saved: dict[str, torch.Tensor]) -> int:

@@ -65,7 +65,7 @@ def test_two_runs_at_once_on_one_data_set_dont_disturb_each_other(uninterrupted:
 
 
 @pytest.mark.fault("killed (-9)")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_run_goes_on_as_if_nothing_had_happened(
     prepared: Prepared, uninterrupted: Path, tmp_path: Path, workers: int
 ) -> None:

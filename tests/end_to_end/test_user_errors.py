@@ -208,6 +208,7 @@ class TestExitCodes:
         assert done.stdout == ""
         assert tree(tmp_path) == {}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("processes", [1, 2])
     def test_composer(self, prepared: Prepared, tmp_path: Path, processes: int) -> None:
         """The launcher gives rank 0's stderr through as it is, and adds its own lines about who exited."""
