@@ -16,6 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 from shared_memory import given_back
 
+# Without a GPU Triton's kernels run in its interpreter, which it chooses when it is imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Imported where they are used, so that the tests of the model alone need PyTorch and Transformers and no more.
 if TYPE_CHECKING:
     from faulty_store import FaultyStore

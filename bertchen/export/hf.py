@@ -155,8 +155,8 @@ def add_code(temporary: Path, config: MosaicBertConfig) -> None:
         shutil.copyfile(file, temporary / file.name)
     config.architectures = [MosaicBertForMaskedLM.__name__]
     config.auto_map = dict(_AUTO_MAP)
-    # The run's backend may need a GPU; who loads the model elsewhere gets what can serve there.
-    config.attention_backend = "auto"
+    # The run's backend and kernels may need a GPU; who loads the model elsewhere gets what can serve there.
+    config.attention_backend = config.kernels = "auto"
 
 
 def _write_sentence_transformers(temporary: Path, hidden_size: int, max_seq_length: int) -> None:

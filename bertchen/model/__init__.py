@@ -2,6 +2,7 @@
 
 from .attention import BackendUnavailable, choose_backend, why_unavailable
 from .configuration_mosaicbert import ATTENTION_BACKENDS, MosaicBertConfig
+from .fused import why_unfused
 from .modeling_mosaicbert import (
     MosaicBertForMaskedLM,
     MosaicBertForQuestionAnswering,
@@ -23,4 +24,5 @@ __all__ = [
     "MosaicBertModel",
     "choose_backend",
     "why_unavailable",
+    "why_unfused",
 ]

@@ -1,8 +1,9 @@
-"""Self-attention with ALiBi over unpadded tokens: one function, `attend`, and three backends behind it.
+"""Self-attention with ALiBi over unpadded tokens: one function, `attend`, and four backends behind it.
 
 `prepare_attention` does once a forward pass what all layers share (bias, mask, choice of backend); `attend`
 runs once a layer. The backends:
 
+- `triton`: this project's kernels (`attention_kernels.py`), of variable length; CUDA.
 - `flash`: flash-attn's variable-length kernel; CUDA, float16 or bfloat16.
 - `flex`: PyTorch's FlexAttention, compiled; CUDA (on a CPU it runs unfused, which serves tests only, and from
   PyTorch 2.10 on without gradients).
@@ -22,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import kernels
 from .alibi import alibi_bias, alibi_slopes
+from .attention_kernels import MAX_HEAD_DIM, MIN_HEAD_DIM, attention
 from .padding import Packing, pack, row_of_tokens
 
 try:
@@ -62,7 +65,7 @@ class AttentionContext(NamedTuple):
     """What all layers of one forward pass share.
 
     Attributes:
-        backend: `flash`, `flex` or `sdpa`.
+        backend: `triton`, `flash`, `flex` or `sdpa`.
         packing: where the tokens are.
         slopes: ALiBi's slopes, float32, (heads,).
         dropout_p: dropout on the probabilities.
@@ -114,11 +117,12 @@ def choose_backend(
     dropout_p: float = 0.0,
     training: bool = False,
     head_dim: int | None = None,
+    fused: bool = False,
 ) -> str:
     """The backend to use.
 
-    `auto` takes `flash` where it can serve, else `flex` in training on a GPU (its compilation pays then),
-    else `sdpa`, and logs the choice once.
+    `auto` takes `triton` where layers run in this project's kernels (`fused`), else `flash` where it can serve, else
+    `flex` in training on a GPU (its compilation pays then), else `sdpa`, and logs the choice once.
 
     Raises:
         BackendUnavailable: a backend was named and can't serve.
@@ -132,7 +136,9 @@ def choose_backend(
             )
         return backend
     able = _able(device, dtype, dropout_p, head_dim)
-    if "flash" in able:
+    if fused and "triton" in able:
+        choice = "triton"
+    elif "flash" in able:
         choice = "flash"
     elif "flex" in able and training and device.type == "cuda":
         choice = "flex"
@@ -151,10 +157,11 @@ def prepare_attention(
     dropout_p: float,
     training: bool,
     head_dim: int | None = None,
+    fused: bool = False,
 ) -> AttentionContext:
     """Everything that the layers of one forward pass share; see `AttentionContext` and `choose_backend`."""
     dropout_p = dropout_p if training else 0.0
-    chosen = choose_backend(backend, device, dtype, dropout_p, training, head_dim)
+    chosen = choose_backend(backend, device, dtype, dropout_p, training, head_dim, fused)
     slopes = alibi_slopes(num_heads, device)
     extra = _BACKENDS[chosen].prepare(packing, slopes, dtype)
     return AttentionContext(chosen, packing, slopes, dropout_p, extra)
@@ -339,6 +346,27 @@ def _try_flash(device: torch.device, dtype: torch.dtype, head_dim: int, dropout:
     return None
 
 
+# -- triton --------------------------------------------------------------------------------------------------
+
+
+def _triton_prepare(packing: Packing, slopes: Tensor, dtype: torch.dtype) -> None:
+    return None
+
+
+@torch.compiler.disable
+def _triton_attend(qkv: Tensor, context: AttentionContext) -> Tensor:
+    packing = context.packing
+    return attention(qkv, packing.cu_seqlens, packing.max_seqlen, context.slopes, packing.indices is None)
+
+
+def _triton_reason(need: _Need) -> str | None:
+    if need.dropout_p:
+        return f"this project's kernels have no dropout of attention (attention_probs_dropout_prob={need.dropout_p})"
+    if need.head_dim is not None and not MIN_HEAD_DIM <= need.head_dim <= MAX_HEAD_DIM:
+        return f"heads should be {MIN_HEAD_DIM} to {MAX_HEAD_DIM} wide, not {need.head_dim}"
+    return kernels.why_unable(need.device)
+
+
 # -- the table -----------------------------------------------------------------------------------------------
 
 
@@ -349,6 +377,7 @@ class _Backend(NamedTuple):
 
 
 _BACKENDS = {
+    "triton": _Backend(_triton_reason, _triton_prepare, _triton_attend),
     "flash": _Backend(_flash_reason, _flash_prepare, _flash_attend),
     "flex": _Backend(_flex_reason, _flex_prepare, _flex_attend),
     "sdpa": _Backend(_sdpa_reason, _sdpa_prepare, _sdpa_attend),

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-ATTENTION_BACKENDS = ("auto", "flash", "flex", "sdpa")
+ATTENTION_BACKENDS = ("auto", "triton", "flash", "flex", "sdpa")
+KERNELS = ("auto", "triton", "torch")
 POOLINGS = ("mean", "first")
 
 
@@ -21,17 +22,20 @@ class MosaicBertConfig(PretrainedConfig):
         intermediate_size: width of the feed-forward after its gate.
         hidden_act: activation of the gate and of the MLM head; a name known to `transformers.activations`.
         hidden_dropout_prob: dropout on embeddings, attention output and the gated activations.
-        attention_probs_dropout_prob: dropout on attention probabilities (`flex` can't serve it).
+        attention_probs_dropout_prob: dropout on attention probabilities (`triton` and `flex` can't serve it).
         type_vocab_size: number of token types.
         initializer_range: standard deviation of the initial weights.
         layer_norm_eps: epsilon of every LayerNorm.
         pad_token_id: id of padding, whose embedding starts at zero.
-        attention_backend: `auto`, `flash`, `flex` or `sdpa`. Only `auto` falls back to another.
+        attention_backend: `auto`, `triton`, `flash`, `flex` or `sdpa`. Only `auto` falls back to another.
+        kernels: of layers and loss: `triton` are this project's own, `torch` is PyTorch's operations; `auto` takes
+            `triton` on a GPU where they can serve.
         classifier_dropout: dropout before a classification head; None takes `hidden_dropout_prob`.
         classifier_pooling: `mean` over the attended last hidden states, or the `first` of them.
 
     Raises:
-        ValueError: for a width that isn't divisible by the heads, or an unknown backend or pooling.
+        ValueError: for a width that isn't divisible by the heads, or an unknown backend, pooling or choice of
+            kernels.
     """
 
     model_type = "mosaicbert"
@@ -51,6 +55,7 @@ class MosaicBertConfig(PretrainedConfig):
         layer_norm_eps: float = 1e-12,
         pad_token_id: int = 0,
         attention_backend: str = "auto",
+        kernels: str = "auto",
         classifier_dropout: float | None = None,
         classifier_pooling: str = "mean",
         **kwargs: Any,
@@ -59,6 +64,8 @@ class MosaicBertConfig(PretrainedConfig):
             raise ValueError(f"hidden_size={hidden_size} is not divisible by {num_attention_heads=}")
         if attention_backend not in ATTENTION_BACKENDS:
             raise ValueError(f"{attention_backend=} is unknown; known: {', '.join(ATTENTION_BACKENDS)}")
+        if kernels not in KERNELS:
+            raise ValueError(f"{kernels=} is unknown; known: {', '.join(KERNELS)}")
         if classifier_pooling not in POOLINGS:
             raise ValueError(f"{classifier_pooling=} is unknown; known: {', '.join(POOLINGS)}")
         self.vocab_size = vocab_size
@@ -73,6 +80,7 @@ class MosaicBertConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.layer_norm_eps = layer_norm_eps
         self.attention_backend = attention_backend
+        self.kernels = kernels
         self.classifier_dropout = classifier_dropout
         self.classifier_pooling = classifier_pooling
         kwargs.setdefault("tie_word_embeddings", True)

@@ -13,6 +13,8 @@ from transformers.activations import ACT2FN
 
 from .attention import AttentionContext, attend
 from .configuration_mosaicbert import MosaicBertConfig
+from .fused import LayerSettings, LayerWeights, fused_layer
+from .padding import Rows, TakeRows
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -40,8 +42,9 @@ class Embeddings(nn.Module):
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, words: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """`words` are embedded words, (total_tokens, hidden); no token types means type 0 everywhere."""
+    def forward(self, tokens: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """`tokens` are ids, (total_tokens,), or embedded words, (total_tokens, hidden); no types means type 0."""
+        words = tokens if tokens.is_floating_point() else self.word_embeddings(tokens)
         types = (
             self.token_type_embeddings.weight[0]
             if token_type_ids is None
@@ -105,15 +108,63 @@ class GatedMLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then the gated feed-forward."""
+    """Attention, then the gated feed-forward; as modules, or in one with `fused`."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
         self.attention = Attention(config)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        return self.mlp(self.attention(x, context))
+    def forward(
+        self, x: Tensor, context: AttentionContext, rows: Rows | None = None, use_fused: bool = False
+    ) -> Tensor:
+        """(total_tokens, hidden) to the same, or to (rows, hidden): attention sees all, the rest computes `rows`."""
+        if use_fused:
+            return fused_layer(x, self._weights(), self._settings(context, rows))
+        attended = self.attention.self(x, context)
+        if rows is not None:
+            attended, x = TakeRows.apply(attended, *rows), TakeRows.apply(x, *rows)
+        return self.mlp(self.attention.output(attended, x))
+
+    def changed(self) -> str | None:
+        """The name of a part that isn't what this class makes, such as a LayerNorm put in its place; or None."""
+        for name, kind in _PARTS.items():
+            part = self.get_submodule(name)
+            if type(part) is not kind or part._forward_hooks or part._forward_pre_hooks:
+                return name
+        return None
+
+    def _weights(self) -> LayerWeights:
+        output, mlp = self.attention.output, self.mlp
+        return LayerWeights(
+            self.attention.self.Wqkv.weight, self.attention.self.Wqkv.bias, output.dense.weight, output.dense.bias,
+            output.LayerNorm.weight, output.LayerNorm.bias, mlp.gated_layers.weight, mlp.wo.weight, mlp.wo.bias,
+            mlp.layernorm.weight, mlp.layernorm.bias,
+        )  # fmt: skip
+
+    def _settings(self, context: AttentionContext, rows: Rows | None) -> LayerSettings:
+        output, mlp = self.attention.output, self.mlp
+        return LayerSettings(
+            context, self.attention.self.num_heads, rows,
+            output.dropout.p if output.dropout.training else 0.0, mlp.dropout.p if mlp.dropout.training else 0.0,
+            output.LayerNorm.eps, mlp.layernorm.eps,
+        )  # fmt: skip
+
+
+_PARTS: dict[str, type[nn.Module]] = {
+    "attention": Attention,
+    "attention.self": SelfAttention,
+    "attention.self.Wqkv": nn.Linear,
+    "attention.output": AttentionOutput,
+    "attention.output.dense": nn.Linear,
+    "attention.output.LayerNorm": LayerNorm,
+    "attention.output.dropout": nn.Dropout,
+    "mlp": GatedMLP,
+    "mlp.gated_layers": nn.Linear,
+    "mlp.wo": nn.Linear,
+    "mlp.dropout": nn.Dropout,
+    "mlp.layernorm": LayerNorm,
+}
 
 
 class PredictionHeadTransform(nn.Module):

@@ -7,7 +7,9 @@ shapes are those of the public MosaicBERT family.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,11 +26,16 @@ from transformers.modeling_outputs import (
 )
 
 # transformers 4 copies from an exported folder only what this file itself imports, so it names all.
+from . import attention_kernels  # noqa: F401
 from .alibi import alibi_slopes  # noqa: F401
-from .attention import prepare_attention
+from .attention import BackendUnavailable, prepare_attention
 from .configuration_mosaicbert import MosaicBertConfig
-from .layers import Embeddings, Layer, MaskedLMHead, compute_dtype
-from .padding import Packing, pack, remove_padding, restore_padding
+from .fused import linear_cross_entropy, why_unfused
+from .kernels import why_unable  # noqa: F401
+from .layers import Embeddings, Layer, MaskedLMHead, PredictionHead, compute_dtype
+from .padding import Packing, Rows, TakeRows, pack, remove_padding, restore_padding
+
+log = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
 VOCABULARY_MULTIPLE = 64
@@ -42,7 +49,8 @@ class MosaicBertMaskedLMOutput(ModelOutput):
     Attributes:
         loss: cross entropy of the masked positions, float32, a scalar; None without labels.
         logits: (batch, seq_len, vocab_size); None in training unless asked for.
-        masked_logits: logits of the masked positions alone, (masked, vocab_size); with labels only.
+        masked_logits: logits of the masked positions alone, (masked, vocab_size); with labels only, and not in training
+            with the kernels, whose loss has them only in parts.
         masked_labels: their labels, -100 where a row only fills up `max_masked`, (masked,); with labels only.
         hidden_states: input of the first layer and output of each, (batch, seq_len, hidden); on request.
     """
@@ -120,6 +128,8 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         keep_hidden_states: bool = False,
+        packing: Packing | None = None,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, Packing, tuple[Tensor, ...]]:
         """The last hidden states of the attended tokens, without padding.
 
@@ -127,25 +137,22 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
             input_ids, attention_mask, token_type_ids: (batch, seq_len).
             inputs_embeds: (batch, seq_len, hidden), in place of `input_ids`.
             keep_hidden_states: also return the input of the first layer and the output of each.
+            packing: of the batch, where it has been computed before.
+            rows: the only tokens whose last hidden states are wanted.
 
         Returns:
-            Hidden states (total_tokens, hidden), where their tokens are, and all hidden states asked for.
+            Hidden states (total_tokens or rows, hidden), where the tokens are, and all hidden states asked for.
 
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`.
-            BackendUnavailable: the configured attention backend can't serve.
+            BackendUnavailable: the configured attention backend, or the kernels, can't serve.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        given = input_ids if input_ids is not None else inputs_embeds
-        assert given is not None
-        packing = pack(given.shape[0], given.shape[1], attention_mask, given.device)
-        if input_ids is not None:
-            words = self.embeddings.word_embeddings(remove_padding(input_ids, packing))
-        else:
-            words = remove_padding(given, packing)
+        given = _one_of(input_ids, inputs_embeds)
+        if packing is None:
+            packing = pack(given.shape[0], given.shape[1], attention_mask, given.device)
         types = None if token_type_ids is None else remove_padding(token_type_ids, packing)
-        hidden = self.embeddings(words, types)
+        hidden = self.embeddings(remove_padding(given, packing), types)
+        fused = self.uses_kernels(hidden.device, compute_dtype(hidden))
         context = prepare_attention(
             self.config.attention_backend,
             packing,
@@ -155,13 +162,43 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
             self.config.attention_probs_dropout_prob,
             self.training,
             self.config.hidden_size // self.config.num_attention_heads,
+            fused,
         )
         kept = (hidden,)
-        for layer in self.encoder.layer:
-            hidden = layer(hidden, context)
+        last = len(self.encoder.layer) - 1
+        for index, layer in enumerate(self.encoder.layer):
+            hidden = layer(hidden, context, rows if index == last else None, fused)
             if keep_hidden_states:
                 kept = (*kept, hidden)
         return hidden, packing, kept if keep_hidden_states else ()
+
+    def uses_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether the layers run in this project's kernels; `kernels` of the configuration says when.
+
+        `auto` doesn't, where the whole model is compiled: the compiler makes kernels of its own then.
+
+        Raises:
+            BackendUnavailable: the kernels were asked for by name and can't serve.
+        """
+        choice = self.config.kernels
+        if choice == "torch" or (choice == "auto" and torch.compiler.is_compiling()):
+            return False
+        if choice == "auto" and (device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16)):
+            return False
+        reason = why_unfused(device, self.config.hidden_act, self.config.hidden_size)
+        if reason is None:
+            reason = next(
+                (
+                    f"{part} of a layer has been changed"
+                    for part in (layer.changed() for layer in self.encoder.layer)
+                    if part
+                ),
+                None,
+            )
+        if reason and choice == "triton":
+            raise BackendUnavailable(f"kernels=triton can't serve here: {reason}. Choose auto or torch")
+        _log_kernels(choice, reason)
+        return reason is None
 
     def forward(
         self,
@@ -227,15 +264,51 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
         keep, as_dict = _output_choices(self.config, output_hidden_states, return_dict)
         if output_logits is None:
             output_logits = labels is None or not self.training
-        hidden, packing, kept = self.bert.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, keep)
-        logits = restore_padding(self.cls(hidden), packing) if output_logits else None
-        loss = masked_logits = masked_labels = None
+        given = _one_of(input_ids, inputs_embeds)
+        packing = pack(given.shape[0], given.shape[1], attention_mask, given.device)
+        rows = masked_labels = None
         if labels is not None:
-            positions, masked_labels = masked_positions(remove_padding(labels, packing), max_masked)
-            masked_logits = self.cls(hidden[positions])
-            loss = _cross_entropy(masked_logits, masked_labels, num_items_in_batch)
+            rows, masked_labels = masked_rows(remove_padding(labels, packing), max_masked)
+        # Where nothing else is asked for, the last layer computes the masked positions alone.
+        masked_only = rows is not None and not output_logits and not keep
+        hidden, _, kept = self.bert.encode(
+            input_ids, attention_mask, token_type_ids, inputs_embeds, keep, packing, rows if masked_only else None
+        )
+        logits = restore_padding(self.cls(hidden), packing) if output_logits else None
+        loss = masked_logits = None
+        if rows is not None and masked_labels is not None:
+            masked = hidden if masked_only else TakeRows.apply(hidden, *rows)
+            loss, masked_logits = self._loss(masked, masked_labels, num_items_in_batch, masked_only)
         output = MosaicBertMaskedLMOutput(loss, logits, masked_logits, masked_labels, _padded(kept, packing))
         return output if as_dict else output.to_tuple()
+
+    def _loss(
+        self, masked: Tensor, labels: Tensor, number: Tensor | float | None, without_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        head = self.cls.predictions
+        if (
+            without_logits
+            and self.training
+            and torch.is_grad_enabled()
+            and type(head) is PredictionHead
+            and type(head.decoder) is nn.Linear
+            and self.bert.uses_kernels(masked.device, compute_dtype(masked))
+        ):
+            total = linear_cross_entropy(
+                head.transform(masked), head.decoder.weight, head.decoder.bias, labels, IGNORE_INDEX
+            )
+            return total / _number_of(labels, number), None
+        logits = self.cls(masked)
+        return _cross_entropy(logits, labels, number), logits
+
+
+def masked_rows(labels: Tensor, max_masked: int | None = None) -> tuple[Rows, Tensor]:
+    """`masked_positions` with the way back: the rows to compute, and their labels."""
+    positions, kept = masked_positions(labels, max_masked)
+    masked = labels != IGNORE_INDEX
+    number = positions.shape[0]
+    slots = torch.where(masked, masked.cumsum(0) - 1, number).clamp(max=number)
+    return Rows(positions, slots), kept
 
 
 def masked_positions(labels: Tensor, max_masked: int | None = None) -> tuple[Tensor, Tensor]:
@@ -389,7 +462,25 @@ def _output_choices(config: MosaicBertConfig, hidden_states: bool | None, as_dic
 def _cross_entropy(logits: Tensor, labels: Tensor, number: Tensor | float | None = None) -> Tensor:
     """Mean over the labels that aren't -100, or their sum divided by `number`; 0 where there are none."""
     loss = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="sum")
-    return loss / ((labels != IGNORE_INDEX).sum().clamp(min=1) if number is None else number)
+    return loss / _number_of(labels, number)
+
+
+def _number_of(labels: Tensor, number: Tensor | float | None) -> Tensor | float:
+    return (labels != IGNORE_INDEX).sum().clamp(min=1) if number is None else number
+
+
+def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give either input_ids or inputs_embeds")
+    given = input_ids if input_ids is not None else inputs_embeds
+    assert given is not None
+    return given
+
+
+@cache
+def _log_kernels(choice: str, reason: str | None) -> None:
+    if choice == "auto":
+        log.info("kernels=auto: using %s", "triton" if reason is None else f"torch ({reason})")
 
 
 def _inside(position: Tensor, attention_mask: Tensor | None, seq_len: int) -> Tensor:

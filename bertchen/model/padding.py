@@ -1,4 +1,4 @@
-"""Unpadding: from (batch, seq_len, …) with padding to (total_tokens, …) without, and back.
+"""Unpadding: from (batch, seq_len, …) with padding to (total_tokens, …) without, and back; and a choice of tokens.
 
 Token-wise layers then work on real tokens only (Zeng et al., 2022; MosaicBERT). Within a row the order of the
 attended tokens is kept and gaps close: the distance of two tokens doesn't depend on where padding lies.
@@ -6,7 +6,7 @@ attended tokens is kept and gaps close: the distance of two tokens doesn't depen
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,41 @@ def restore_padding(tokens: Tensor, packing: Packing) -> Tensor:
         return tokens.view(shape)
     padded = tokens.new_zeros(packing.batch * packing.seq_len, *tokens.shape[1:])
     return padded.index_copy(0, packing.indices, tokens).view(shape)
+
+
+class Rows(NamedTuple):
+    """Some of the tokens, in order.
+
+    Attributes:
+        positions: which, (rows,); surplus ones point at token 0.
+        slots: for each token its place in `positions`, their number where it is not among them, (total_tokens,).
+    """
+
+    positions: Tensor
+    slots: Tensor
+
+
+def take_rows(tokens: Tensor, rows: Rows) -> Tensor:
+    """(total_tokens, …) to (rows, …)."""
+    return tokens.index_select(0, rows.positions)
+
+
+def put_rows(chosen: Tensor, rows: Rows) -> Tensor:
+    """(rows, …) to (total_tokens, …), zeros where a token is not among them: the gradient of `take_rows`."""
+    return F.pad(chosen, (0, 0) * (chosen.ndim - 1) + (0, 1)).index_select(0, rows.slots)
+
+
+class TakeRows(torch.autograd.Function):
+    """`take_rows` whose gradient is a gather too: PyTorch's sorts the positions, or adds with atomic operations."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, positions: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(positions, slots)
+        return take_rows(tokens, Rows(positions, slots))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return put_rows(grad, Rows(*ctx.saved_tensors)), None, None
 
 
 def row_of_tokens(packing: Packing, total_tokens: int) -> Tensor:

@@ -42,6 +42,7 @@ _BERT_FIELDS = (
     "classifier_dropout",
 )
 _BERT_BACKENDS = ("auto", "sdpa")
+_BERT_KERNELS = ("auto", "torch")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def _bert(config: Config[TrainConfig], given: dict[str, Any], block_size: int) -
     """BERT's defaults but for attention's dropout, which is 0 as MosaicBERT's is."""
     if given.pop("attention_backend", "auto") not in _BERT_BACKENDS:
         config.fail("model.attention_backend", f"{_ARCHITECTURE}=bert has sdpa alone; take auto or sdpa")
+    if given.pop("kernels", "auto") not in _BERT_KERNELS:
+        config.fail("model.kernels", f"{_ARCHITECTURE}=bert has PyTorch's alone; take auto or torch")
     if given.setdefault("max_position_embeddings", block_size) < block_size:
         config.fail("model.max_position_embeddings", f"the data's blocks have {block_size} tokens: give that, or null")
     given.setdefault("attention_probs_dropout_prob", 0.0)
@@ -93,7 +96,11 @@ ARCHITECTURES = {
     "bert": Architecture(
         "BERT",
         PlainBertForMaskedLM,
-        {**{name: getattr(BertConfig(), name) for name in _BERT_FIELDS}, "attention_backend": "auto"},
+        {
+            **{name: getattr(BertConfig(), name) for name in _BERT_FIELDS},
+            "attention_backend": "auto",
+            "kernels": "auto",
+        },
         ("vocab_size", "intermediate_size", "max_position_embeddings"),
         _bert,
     ),

@@ -53,7 +53,7 @@ from bertchen.metrics import masked_lm_metrics
 from bertchen.tokenizer import require_mask_token, special_token_ids
 from bertchen.train.architectures import architecture_of, load_weights
 from bertchen.train.composer_model import ComposerMaskedLM
-from bertchen.train.devices import default_num_workers
+from bertchen.train.devices import compute_dtype, default_num_workers
 from bertchen.train.parallelism import compile_model, mark_layers
 from bertchen.train.preflight import Checked, train_splits
 from bertchen.train.run_folder import CHECKPOINT_FILE, LATEST_FILE, METRICS_FILE, SAMPLES_FILE
@@ -77,7 +77,8 @@ def build_model(config: Config[TrainConfig], checked: Checked) -> ComposerMasked
     wants_compile = torch.cuda.is_available() if cfg.compile is None else cfg.compile
     mark_layers(config, model)
     if wants_compile:
-        compile_model(config, model)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        compile_model(config, model, device, compute_dtype(checked.precision))
     facts = {"config": config.to_dict(), "manifest": checked.manifest}
     composer_model = ComposerMaskedLM(model, checked.tokenizer, facts)
     apply_surgeries(config, composer_model, checked.precision)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bertchen.config import Config
 from bertchen.config.load import nearest
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
+from bertchen.model import MosaicBertForMaskedLM
 
 SHARDING_STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP")
 MIXED_PRECISIONS = ("DEFAULT", "PURE", "FULL")
@@ -122,14 +124,24 @@ def mark_layers(config: Config[TrainConfig], model: PreTrainedModel) -> None:
         layer._activation_checkpointing = fsdp.activation_checkpointing
 
 
-def compile_model(config: Config[TrainConfig], model: PreTrainedModel) -> None:
+def compile_model(
+    config: Config[TrainConfig], model: PreTrainedModel, device: torch.device, dtype: torch.dtype
+) -> None:
     """Compiles the model in place: as a whole, or with FSDP, which acts between layers, layer by layer.
 
+    Where the layers run in kernels of this project, on that device in that dtype, what lies around them is compiled.
     Shapes are fixed, so each sequence length is compiled once, without symbolic shapes.
     """
-    whole: list[nn.Module] = [model]
-    for module in whole if config.value.parallelism.fsdp is None else encoder_layers(model):
+    for module in _compiled_parts(config, model, device, dtype):
         module.compile(dynamic=False)
+
+
+def _compiled_parts(
+    config: Config[TrainConfig], model: PreTrainedModel, device: torch.device, dtype: torch.dtype
+) -> Iterable[nn.Module]:
+    if isinstance(model, MosaicBertForMaskedLM) and model.bert.uses_kernels(device, dtype):
+        return model.bert.embeddings, model.cls.predictions.transform
+    return [model] if config.value.parallelism.fsdp is None else encoder_layers(model)
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -47,7 +47,7 @@ def flash_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("flex", CPU, BF16, 0.1, 64, "no dropout"),
         ("flex", CUDA, BF16, 0.0, 8, "at least 16 wide, not 8"),
         ("flex", torch.device("mps"), torch.float32, 0.0, 64, "CUDA, not on mps"),
-        ("nonsense", CPU, torch.float32, 0.0, 64, "no such backend.*flash, flex, sdpa"),
+        ("nonsense", CPU, torch.float32, 0.0, 64, "no such backend.*triton, flash, flex, sdpa"),
     ],
 )
 @pytest.mark.usefixtures("flash_is_missing")
@@ -177,7 +177,7 @@ def test_flex_and_sdpa_give_the_same_model_output() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention_backend": "fast"}, "attention_backend='fast'.*auto, flash, flex, sdpa"),
+        ({"attention_backend": "fast"}, "attention_backend='fast'.*auto, triton, flash, flex, sdpa"),
         ({"classifier_pooling": "max"}, "classifier_pooling='max'.*mean, first"),
         ({"hidden_size": 50, "num_attention_heads": 12}, "hidden_size=50.*num_attention_heads=12"),
     ],

@@ -318,7 +318,7 @@ WRONG_MODELS = [
     ("model.hidden_act=5", "model.hidden_act=5 (from the command line): should be text"),
     ("model.hidden_act=gelo", "model.hidden_act=gelo (from the command line): unknown; did you mean gelu?"),
     ("model.num_attention_heads=5", "hidden_size=32 is not divisible by num_attention_heads=5"),
-    ("model.attention_backend=flesh", "attention_backend='flesh' is unknown; known: auto, flash, flex, sdpa"),
+    ("model.attention_backend=flesh", "attention_backend='flesh' is unknown; known: auto, triton, flash, flex, sdpa"),
     ("model.vocab_size=329", "model.vocab_size=329 (from the command line): the tokenizer"),
     ("model.vocab_size=-64", "model.vocab_size=-64 (from the command line): should be positive"),
     ("model.pad_token_id=5000", "model.pad_token_id=5000 (from the command line): should be below"),

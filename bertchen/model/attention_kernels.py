@@ -1,0 +1,251 @@
+"""Attention with ALiBi over unpadded tokens in Triton, forward and backward.
+
+The forward pass is FlashAttention's (Dao, 2023): blocks of keys pass by a block of queries, whose softmax is kept up to
+date. The backward pass has one kernel whose programs own queries and one whose programs own keys, so that nothing is
+added up in memory; the first also computes what the second needs of the outputs. Gradients of queries, keys and values
+lie side by side as they do themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .kernels import triton_error
+
+if triton_error() is None:
+    import triton
+    import triton.language as tl
+
+MAX_HEAD_DIM = 128
+MIN_HEAD_DIM = 16
+_LOG2_E = math.log2(math.e)
+
+
+class Shape(NamedTuple):
+    """How a kernel divides its work: tokens that a program owns, tokens that pass by at once, warps, stages."""
+
+    own: int
+    pass_by: int
+    warps: int
+    stages: int
+
+
+FORWARD = Shape(64, 64, 4, 3)
+QUERIES = Shape(64, 32, 4, 3)
+KEYS = Shape(64, 32, 4, 3)
+
+
+def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor, even: bool) -> Tensor:
+    """softmax(q k' / sqrt(head_dim) - slope |i - j|) v within each row.
+
+    Args:
+        qkv: (tokens, 3, heads, head_dim), contiguous.
+        cu_seqlens: where rows start, and the number of tokens last, int32, (rows + 1,).
+        max_seqlen: the most tokens of a row.
+        slopes: (heads,), float32.
+        even: whether all rows have `max_seqlen` tokens.
+
+    Returns:
+        (tokens, heads, head_dim).
+    """
+    return _Attention.apply(qkv.contiguous(), cu_seqlens, max_seqlen, slopes, even)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor, even: bool) -> Tensor:
+        tokens, _, heads, head_dim = qkv.shape
+        out = qkv.new_empty(tokens, heads, head_dim)
+        log_sums = torch.empty(heads, tokens, device=qkv.device, dtype=torch.float32)
+        ctx.max_seqlen, ctx.even = max_seqlen, even
+        arguments, options = _arguments(FORWARD, qkv, max_seqlen, even)
+        _forward[_grid(options, max_seqlen, heads, cu_seqlens)](
+            qkv, out, log_sums, cu_seqlens, slopes, *arguments, **options
+        )
+        ctx.save_for_backward(qkv, out, log_sums, cu_seqlens, slopes)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        qkv, out, log_sums, cu_seqlens, slopes = ctx.saved_tensors
+        grad, heads = grads[0].contiguous(), qkv.shape[2]
+        of_qkv, deltas = torch.empty_like(qkv), torch.empty_like(log_sums)
+        arguments, options = _arguments(QUERIES, qkv, ctx.max_seqlen, ctx.even)
+        _of_queries[_grid(options, ctx.max_seqlen, heads, cu_seqlens)](
+            qkv, out, grad, of_qkv, log_sums, deltas, cu_seqlens, slopes, *arguments, **options
+        )
+        arguments, options = _arguments(KEYS, qkv, ctx.max_seqlen, ctx.even)
+        _of_keys[_grid(options, ctx.max_seqlen, heads, cu_seqlens)](
+            qkv, grad, of_qkv, log_sums, deltas, cu_seqlens, slopes, *arguments, **options
+        )
+        return of_qkv, None, None, None, None
+
+
+def _arguments(shape: Shape, qkv: Tensor, max_seqlen: int, even: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    longest = max(16, triton.next_power_of_2(max_seqlen))
+    own, pass_by = min(shape.own, longest), min(shape.pass_by, longest)
+    tokens, _, heads, head_dim = qkv.shape
+    masked = not even or max_seqlen % own != 0 or max_seqlen % pass_by != 0
+    # Float32 takes twice the shared memory; it serves comparisons, not speed.
+    stages = shape.stages if qkv.element_size() == 2 else 1
+    scale = head_dim**-0.5
+    options = {"HEADS": heads, "WIDTH": head_dim, "BLOCK": triton.next_power_of_2(head_dim), "OWN": own,
+               "PASS": pass_by, "MASKED": masked, "num_warps": shape.warps, "num_stages": stages}  # fmt: skip
+    return (tokens, scale, scale * _LOG2_E, _LOG2_E), options
+
+
+def _grid(options: dict[str, Any], max_seqlen: int, heads: int, cu_seqlens: Tensor) -> tuple[int, int, int]:
+    return triton.cdiv(max_seqlen, options["OWN"]), heads, cu_seqlens.numel() - 1
+
+
+if triton_error() is None:
+
+    @triton.jit
+    def _forward(
+        qkv, out, log_sums, cu_seqlens, slopes, tokens, scale, scale2, log2_e, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+        BLOCK: tl.constexpr, OWN: tl.constexpr, PASS: tl.constexpr, MASKED: tl.constexpr,
+    ):  # fmt: skip
+        head = tl.program_id(1)
+        start = tl.load(cu_seqlens + tl.program_id(2)).to(tl.int64)
+        length = (tl.load(cu_seqlens + tl.program_id(2) + 1) - start).to(tl.int32)
+        own = tl.program_id(0) * OWN + tl.arange(0, OWN)
+        if tl.program_id(0) * OWN < length:
+            column = tl.arange(0, BLOCK)
+            within = column[None, :] < WIDTH
+            slope = tl.load(slopes + head) * log2_e
+            queries = qkv + start * 3 * HEADS * WIDTH + head * WIDTH
+            keys = queries + HEADS * WIDTH
+            values = keys + HEADS * WIDTH
+            offsets = own[:, None] * (3 * HEADS * WIDTH) + column[None, :]
+            own_inside = (own[:, None] < length) & within
+            q = tl.load(queries + offsets, mask=own_inside, other=0.0)
+            position = own.to(tl.float32)
+            largest = tl.full([OWN], -1e30, dtype=tl.float32)
+            total = tl.zeros([OWN], dtype=tl.float32)
+            result = tl.zeros([OWN, BLOCK], dtype=tl.float32)
+            for first in range(0, length, PASS):
+                other = first + tl.arange(0, PASS)
+                others = other[:, None] * (3 * HEADS * WIDTH) + column[None, :]
+                if MASKED or BLOCK != WIDTH:
+                    inside = (other[:, None] < length) & within
+                    k = tl.load(keys + others, mask=inside, other=0.0)
+                    v = tl.load(values + others, mask=inside, other=0.0)
+                else:
+                    k = tl.load(keys + others)
+                    v = tl.load(values + others)
+                distance = tl.abs(position[:, None] - other.to(tl.float32)[None, :])
+                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale2 - slope * distance
+                if MASKED:
+                    scores = tl.where((other < length)[None, :], scores, -1e30)
+                above = tl.maximum(largest, tl.max(scores, 1))
+                share = tl.exp2(scores - above[:, None])
+                shrink = tl.exp2(largest - above)
+                total = total * shrink + tl.sum(share, 1)
+                result = result * shrink[:, None] + tl.dot(share.to(v.dtype), v, input_precision="ieee")
+                largest = above
+            result = result / total[:, None]
+            place = (start + own)[:, None] * (HEADS * WIDTH) + head * WIDTH + column[None, :]
+            tl.store(out + place, result.to(out.dtype.element_ty), mask=own_inside)
+            tl.store(log_sums + head * tokens + start + own, largest + tl.log2(total), mask=own < length)
+
+    @triton.jit
+    def _of_queries(
+        qkv, out, grad, of_qkv, log_sums, deltas, cu_seqlens, slopes, tokens, scale, scale2, log2_e,
+        HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr, PASS: tl.constexpr,
+        MASKED: tl.constexpr,
+    ):  # fmt: skip
+        head = tl.program_id(1)
+        start = tl.load(cu_seqlens + tl.program_id(2)).to(tl.int64)
+        length = (tl.load(cu_seqlens + tl.program_id(2) + 1) - start).to(tl.int32)
+        own = tl.program_id(0) * OWN + tl.arange(0, OWN)
+        if tl.program_id(0) * OWN < length:
+            column = tl.arange(0, BLOCK)
+            within = column[None, :] < WIDTH
+            slope = tl.load(slopes + head) * log2_e
+            queries = start * 3 * HEADS * WIDTH + head * WIDTH
+            keys = qkv + queries + HEADS * WIDTH
+            values = keys + HEADS * WIDTH
+            offsets = own[:, None] * (3 * HEADS * WIDTH) + column[None, :]
+            place = (start + own)[:, None] * (HEADS * WIDTH) + head * WIDTH + column[None, :]
+            own_inside = (own[:, None] < length) & within
+            q = tl.load(qkv + queries + offsets, mask=own_inside, other=0.0)
+            upper = tl.load(grad + place, mask=own_inside, other=0.0)
+            outputs = tl.load(out + place, mask=own_inside, other=0.0)
+            delta = tl.sum(upper.to(tl.float32) * outputs.to(tl.float32), 1)
+            tl.store(deltas + head * tokens + start + own, delta, mask=own < length)
+            log_sum = tl.load(log_sums + head * tokens + start + own, mask=own < length, other=0.0)
+            position = own.to(tl.float32)
+            result = tl.zeros([OWN, BLOCK], dtype=tl.float32)
+            for first in range(0, length, PASS):
+                other = first + tl.arange(0, PASS)
+                others = other[:, None] * (3 * HEADS * WIDTH) + column[None, :]
+                if MASKED or BLOCK != WIDTH:
+                    inside = (other[:, None] < length) & within
+                    k = tl.load(keys + others, mask=inside, other=0.0)
+                    v = tl.load(values + others, mask=inside, other=0.0)
+                else:
+                    k = tl.load(keys + others)
+                    v = tl.load(values + others)
+                distance = tl.abs(position[:, None] - other.to(tl.float32)[None, :])
+                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale2 - slope * distance
+                share = tl.exp2(scores - log_sum[:, None])
+                if MASKED:
+                    share = tl.where((other < length)[None, :], share, 0.0)
+                of_share = tl.dot(upper, tl.trans(v), input_precision="ieee")
+                of_scores = share * (of_share - delta[:, None])
+                result += tl.dot(of_scores.to(k.dtype), k, input_precision="ieee")
+            tl.store(of_qkv + queries + offsets, (result * scale).to(of_qkv.dtype.element_ty), mask=own_inside)
+
+    @triton.jit
+    def _of_keys(
+        qkv, grad, of_qkv, log_sums, deltas, cu_seqlens, slopes, tokens, scale, scale2, log2_e, HEADS: tl.constexpr,
+        WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr, PASS: tl.constexpr, MASKED: tl.constexpr,
+    ):  # fmt: skip
+        head = tl.program_id(1)
+        start = tl.load(cu_seqlens + tl.program_id(2)).to(tl.int64)
+        length = (tl.load(cu_seqlens + tl.program_id(2) + 1) - start).to(tl.int32)
+        own = tl.program_id(0) * OWN + tl.arange(0, OWN)
+        if tl.program_id(0) * OWN < length:
+            column = tl.arange(0, BLOCK)
+            within = column[None, :] < WIDTH
+            slope = tl.load(slopes + head) * log2_e
+            queries = qkv + start * 3 * HEADS * WIDTH + head * WIDTH
+            keys = start * 3 * HEADS * WIDTH + (HEADS + head) * WIDTH
+            values = keys + HEADS * WIDTH
+            uppers = grad + start * HEADS * WIDTH + head * WIDTH
+            offsets = own[:, None] * (3 * HEADS * WIDTH) + column[None, :]
+            own_inside = (own[:, None] < length) & within
+            k = tl.load(qkv + keys + offsets, mask=own_inside, other=0.0)
+            v = tl.load(qkv + values + offsets, mask=own_inside, other=0.0)
+            position = own.to(tl.float32)
+            of_k = tl.zeros([OWN, BLOCK], dtype=tl.float32)
+            of_v = tl.zeros([OWN, BLOCK], dtype=tl.float32)
+            for first in range(0, length, PASS):
+                other = first + tl.arange(0, PASS)
+                if MASKED or BLOCK != WIDTH:
+                    inside = (other[:, None] < length) & within
+                    q = tl.load(
+                        queries + other[:, None] * (3 * HEADS * WIDTH) + column[None, :], mask=inside, other=0.0
+                    )
+                    upper = tl.load(uppers + other[:, None] * (HEADS * WIDTH) + column[None, :], mask=inside, other=0.0)
+                    # Queries beyond the end: softmax's sum is infinite, so that their shares are 0.
+                    log_sum = tl.load(log_sums + head * tokens + start + other, mask=other < length, other=float("inf"))
+                    delta = tl.load(deltas + head * tokens + start + other, mask=other < length, other=0.0)
+                else:
+                    q = tl.load(queries + other[:, None] * (3 * HEADS * WIDTH) + column[None, :])
+                    upper = tl.load(uppers + other[:, None] * (HEADS * WIDTH) + column[None, :])
+                    log_sum = tl.load(log_sums + head * tokens + start + other)
+                    delta = tl.load(deltas + head * tokens + start + other)
+                distance = tl.abs(position[:, None] - other.to(tl.float32)[None, :])
+                scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale2 - slope * distance
+                share = tl.exp2(scores - log_sum[None, :])
+                of_v += tl.dot(share.to(upper.dtype), upper, input_precision="ieee")
+                of_share = tl.dot(v, tl.trans(upper), input_precision="ieee")
+                of_scores = share * (of_share - delta[None, :])
+                of_k += tl.dot(of_scores.to(q.dtype), q, input_precision="ieee")
+            tl.store(of_qkv + keys + offsets, (of_k * scale).to(of_qkv.dtype.element_ty), mask=own_inside)
+            tl.store(of_qkv + values + offsets, of_v.to(of_qkv.dtype.element_ty), mask=own_inside)
