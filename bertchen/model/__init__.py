@@ -2,6 +2,7 @@
 
 from .attention import BackendUnavailable, choose_backend, why_unavailable
 from .configuration_mosaicbert import ATTENTION_BACKENDS, MosaicBertConfig
+from .float8 import why_unable as why_no_float8
 from .fused import why_unfused
 from .modeling_mosaicbert import (
     MosaicBertForMaskedLM,
@@ -23,6 +24,7 @@ __all__ = [
     "MosaicBertMaskedLMOutput",
     "MosaicBertModel",
     "choose_backend",
+    "why_no_float8",
     "why_unavailable",
     "why_unfused",
 ]

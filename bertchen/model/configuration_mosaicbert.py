@@ -30,6 +30,7 @@ class MosaicBertConfig(PretrainedConfig):
         attention_backend: `auto`, `triton`, `flash`, `flex` or `sdpa`. Only `auto` falls back to another.
         kernels: of layers and loss: `triton` are this project's own, `torch` is PyTorch's operations; `auto` takes
             `triton` on a GPU where they can serve.
+        float8: 8-bit matrix products in training (`float8.py`), with `triton` kernels on GPUs that have them.
         classifier_dropout: dropout before a classification head; None takes `hidden_dropout_prob`.
         classifier_pooling: `mean` over the attended last hidden states, or the `first` of them.
 
@@ -56,6 +57,7 @@ class MosaicBertConfig(PretrainedConfig):
         pad_token_id: int = 0,
         attention_backend: str = "auto",
         kernels: str = "auto",
+        float8: bool = False,
         classifier_dropout: float | None = None,
         classifier_pooling: str = "mean",
         **kwargs: Any,
@@ -81,6 +83,7 @@ class MosaicBertConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.attention_backend = attention_backend
         self.kernels = kernels
+        self.float8 = float8
         self.classifier_dropout = classifier_dropout
         self.classifier_pooling = classifier_pooling
         kwargs.setdefault("tie_word_embeddings", True)

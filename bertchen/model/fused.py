@@ -111,14 +111,14 @@ class _Layer(torch.autograd.Function):
         of_out, _, (of_last_norm, of_last_shift, of_wo_bias) = kernels.add_norm_backward(
             grads[0].contiguous(), out, wo_bias, middle, last_norm, last_moments, 0.0, None
         )
-        of_wo = _weight_gradient(of_out, hidden)
+        of_wo = weight_gradient(of_out, hidden)
         of_gated = kernels.glu_backward(of_out @ wo_weight, gated, mlp_p, mlp_seed)
-        of_gated_weight = _weight_gradient(of_gated, middle)
+        of_gated_weight = weight_gradient(of_gated, middle)
         of_middle = of_out.addmm_(of_gated, gated_weight)
         of_dense, of_x, (of_norm, of_shift, of_dense_bias) = kernels.add_norm_backward(
             of_middle, dense, dense_bias, residual, norm, moments, attention_p, seed
         )
-        of_dense_weight = _weight_gradient(of_dense, flat)
+        of_dense_weight = weight_gradient(of_dense, flat)
         of_attended = of_dense @ dense_weight
         if rows is not None:
             of_attended, of_x = put_rows(of_attended, rows), put_rows(of_x, rows)
@@ -126,8 +126,8 @@ class _Layer(torch.autograd.Function):
         ctx.graph = None
         (of_qkv,) = torch.autograd.grad(attended, leaf, of_attended.view_as(attended))
         of_qkv = of_qkv.flatten(1)
-        of_qkv_weight = _weight_gradient(of_qkv, x)
-        of_qkv_bias = _attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, ctx.settings.context.dropout_p)
+        of_qkv_weight = weight_gradient(of_qkv, x)
+        of_qkv_bias = attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, ctx.settings.context.dropout_p)
         # The dense product's gradient, where nothing drops, is the residual's too: it has been used by now.
         of_x = of_x.addmm_(of_qkv, qkv_weight)
         return (
@@ -136,7 +136,7 @@ class _Layer(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _attention_bias_gradient(of_qkv: Tensor, of_dense_bias: Tensor, dense_weight: Tensor, dropout_p: float) -> Tensor:
+def attention_bias_gradient(of_qkv: Tensor, of_dense_bias: Tensor, dense_weight: Tensor, dropout_p: float) -> Tensor:
     """The gradient of the biases of queries, keys and values, float32, (3 * hidden,), from as few sums as it takes.
 
     A bias of the keys moves all scores of a query alike, which softmax doesn't see: no gradient. Softmax's shares add
@@ -150,7 +150,7 @@ def _attention_bias_gradient(of_qkv: Tensor, of_dense_bias: Tensor, dense_weight
     return torch.cat([of_queries, torch.zeros_like(of_queries), of_values])
 
 
-def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """grad' x, (out, in): in float32 where PyTorch can give it from narrower factors."""
     if grad.is_cuda and grad.dtype != torch.float32 and _TORCH >= (2, 8):
         return torch.mm(grad.t(), x, out_dtype=torch.float32)
@@ -187,7 +187,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if not differentiate:
                 continue
             torch.mm(logits, cast, out=grad)
-            weight_part, bias_part = _weight_gradient(logits, part), logits.sum(0, dtype=torch.float32)
+            weight_part, bias_part = weight_gradient(logits, part), logits.sum(0, dtype=torch.float32)
             of_weight = weight_part if of_weight is None else of_weight.add_(weight_part)
             of_bias = bias_part if of_bias is None else of_bias.add_(bias_part)
         if differentiate:

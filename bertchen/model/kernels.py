@@ -133,9 +133,9 @@ def add_norm(
 
 def add_norm_backward(
     grad: Tensor, x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, moments: Tensor, p: float,
-    seed: Tensor | None,
+    seed: Tensor | None, more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of `add_norm`, whose arguments it takes, from that of its result.
+    """The gradients of `add_norm`, whose arguments it takes, from that of its result, `grad`, or `grad` + `more`.
 
     Returns:
         The gradient of `x`; that of `residual`, the same tensor where nothing is dropped; and those of weight, shift
@@ -148,8 +148,9 @@ def add_norm_backward(
     programs = min(triton.cdiv(max(tokens, 1), 2), _PROGRAMS_PER_PROCESSOR * _processors(x.device))
     sums = torch.empty(programs, 3, width, device=x.device, dtype=torch.float32)
     _add_norm_backward[(programs,)](
-        grad, x, bias, residual, weight, moments, of_x, of_residual, sums, seed if drop else x, tokens, width, drop,
-        RANDOM_VALUES / (RANDOM_VALUES - drop), triton.next_power_of_2(width), num_warps=_warps(width) // 2,
+        grad, grad if more is None else more, x, bias, residual, weight, moments, of_x, of_residual, sums,
+        seed if drop else x, tokens, width, more is not None, drop, RANDOM_VALUES / (RANDOM_VALUES - drop),
+        triton.next_power_of_2(width), num_warps=_warps(width) // 2,
     )  # fmt: skip
     return of_x, of_residual, sums.sum(0)
 
@@ -285,8 +286,8 @@ if _TRITON_ERROR is None:
 
     @triton.jit
     def _add_norm_backward(
-        grad, x, bias, residual, weight, moments, of_x, of_residual, sums, seed, tokens, WIDTH: tl.constexpr,
-        DROP: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
+        grad, more, x, bias, residual, weight, moments, of_x, of_residual, sums, seed, tokens, WIDTH: tl.constexpr,
+        MORE: tl.constexpr, DROP: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         program = tl.program_id(0)
         column = tl.arange(0, BLOCK)
@@ -306,6 +307,9 @@ if _TRITON_ERROR is None:
             # All of both tokens is loaded before anything is stored: a load doesn't pass a store.
             upper = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
             next_upper = tl.load(grad + next_place, mask=next_inside, other=0.0).to(tl.float32)
+            if MORE:
+                upper += tl.load(more + place, mask=inside, other=0.0).to(tl.float32)
+                next_upper += tl.load(more + next_place, mask=next_inside, other=0.0).to(tl.float32)
             total = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) + b
             next_total = tl.load(x + next_place, mask=next_inside, other=0.0).to(tl.float32) + b
             other = tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)

@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 
 from .attention import AttentionContext, attend
 from .configuration_mosaicbert import MosaicBertConfig
+from .float8 import float8_layer
 from .fused import LayerSettings, LayerWeights, fused_layer
 from .padding import Rows, TakeRows
 
@@ -116,11 +117,12 @@ class Layer(nn.Module):
         self.mlp = GatedMLP(config)
 
     def forward(
-        self, x: Tensor, context: AttentionContext, rows: Rows | None = None, use_fused: bool = False
+        self, x: Tensor, context: AttentionContext, rows: Rows | None = None, fused: bool = False, float8: bool = False
     ) -> Tensor:
         """(total_tokens, hidden) to the same, or to (rows, hidden): attention sees all, the rest computes `rows`."""
-        if use_fused:
-            return fused_layer(x, self._weights(), self._settings(context, rows))
+        if fused:
+            layer = float8_layer if float8 else fused_layer
+            return layer(x, self._weights(), self._settings(context, rows))
         attended = self.attention.self(x, context)
         if rows is not None:
             attended, x = TakeRows.apply(attended, *rows), TakeRows.apply(x, *rows)

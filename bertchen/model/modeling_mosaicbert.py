@@ -30,6 +30,8 @@ from . import attention_kernels  # noqa: F401
 from .alibi import alibi_slopes  # noqa: F401
 from .attention import BackendUnavailable, prepare_attention
 from .configuration_mosaicbert import MosaicBertConfig
+from .float8 import ROWS_MULTIPLE
+from .float8 import why_unable as why_no_float8
 from .fused import linear_cross_entropy, why_unfused
 from .kernels import why_unable  # noqa: F401
 from .layers import Embeddings, Layer, MaskedLMHead, PredictionHead, compute_dtype
@@ -165,12 +167,25 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
             fused,
         )
         kept = (hidden,)
+        float8 = self._uses_float8(fused, hidden)
         last = len(self.encoder.layer) - 1
         for index, layer in enumerate(self.encoder.layer):
-            hidden = layer(hidden, context, rows if index == last else None, fused)
+            hidden = layer(hidden, context, rows if index == last else None, fused, float8)
             if keep_hidden_states:
                 kept = (*kept, hidden)
         return hidden, packing, kept if keep_hidden_states else ()
+
+    def _uses_float8(self, fused: bool, hidden: Tensor) -> bool:
+        if not (self.config.float8 and self.training and torch.is_grad_enabled()):
+            return False
+        reason = why_no_float8(hidden.device, (self.config.hidden_size, self.config.intermediate_size))
+        if not fused:
+            reason = "it needs kernels=triton, or auto where those serve"
+        if reason is None and hidden.shape[0] % ROWS_MULTIPLE:
+            reason = f"it needs a number of tokens divisible by {ROWS_MULTIPLE}, not {hidden.shape[0]}"
+        if reason:
+            raise BackendUnavailable(f"float8=true can't serve here: {reason}")
+        return True
 
     def uses_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether the layers run in this project's kernels; `kernels` of the configuration says when.
@@ -268,7 +283,11 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
         packing = pack(given.shape[0], given.shape[1], attention_mask, given.device)
         rows = masked_labels = None
         if labels is not None:
-            rows, masked_labels = masked_rows(remove_padding(labels, packing), max_masked)
+            tokens = remove_padding(labels, packing)
+            if self.config.float8:
+                number = int((tokens != IGNORE_INDEX).sum()) if max_masked is None else max_masked
+                max_masked = -(-number // ROWS_MULTIPLE) * ROWS_MULTIPLE
+            rows, masked_labels = masked_rows(tokens, max_masked)
         # Where nothing else is asked for, the last layer computes the masked positions alone.
         masked_only = rows is not None and not output_logits and not keep
         hidden, _, kept = self.bert.encode(

@@ -22,7 +22,7 @@ from bertchen.data.shards import check_shards
 from bertchen.data.shared_memory import claim_cache
 from bertchen.data.streams import fetch_manifest, prepare_cache
 from bertchen.errors import UserError
-from bertchen.model import MosaicBertConfig, why_unavailable, why_unfused
+from bertchen.model import MosaicBertConfig, why_no_float8, why_unavailable, why_unfused
 from bertchen.run_store import RunStore
 from bertchen.stores import hidden, is_remote
 from bertchen.tokenizer import load_tokenizer, require_mask_token, tokenizer_fingerprint
@@ -118,7 +118,7 @@ def preflight(config: Config[TrainConfig]) -> Checked:
     manifest = _check_data(config, tokenizer)
     model_config = build_model_config(config, tokenizer, manifest["block_size"])
     _check_backend(config, model_config, precision)
-    _check_kernels(config, model_config)
+    _check_kernels(config, model_config, precision)
     blocks_per_device = _check_batch(config, manifest)
     steps_an_epoch = manifest["splits"][train_splits(config)[0]]["blocks"] // cfg.global_train_batch_size
     curriculum = check_curriculum(config, manifest["block_size"], steps_an_epoch)
@@ -280,13 +280,20 @@ def _check_backend(config: Config[TrainConfig], model: ModelConfig, precision: s
         config.fail("model.attention_backend", f"{reason}; take auto or sdpa", backend)
 
 
-def _check_kernels(config: Config[TrainConfig], model: ModelConfig) -> None:
-    if not isinstance(model, MosaicBertConfig) or model.kernels != "triton":
+def _check_kernels(config: Config[TrainConfig], model: ModelConfig, precision: str) -> None:
+    if not isinstance(model, MosaicBertConfig) or (model.kernels != "triton" and not model.float8):
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reason = why_unfused(device, model.hidden_act, model.hidden_size)
     if reason:
         config.fail("model.kernels", f"{reason}; take auto or torch", model.kernels)
+    if not model.float8:
+        return
+    if model.kernels == "torch":
+        config.fail("model.float8", "needs model.kernels=triton or auto", model.float8)
+    reason = why_no_float8(device, (model.hidden_size, model.intermediate_size))
+    if reason or precision != "amp_bf16":
+        config.fail("model.float8", reason or f"needs precision=amp_bf16, not {precision}", model.float8)
 
 
 def _check_batch(config: Config[TrainConfig], manifest: dict[str, Any]) -> int:

@@ -1,0 +1,319 @@
+"""A layer whose large matrix products, forward and backward, multiply numbers of 8 bits.
+
+Activations and weights are e4m3, gradients e5m2, each tensor in multiples of one unit: a weight's from its largest
+value at each step, the gradients' of a layer from the largest that comes in, and a fixed one for activations, which
+LayerNorm bounds. Nothing is remembered between steps. Sums are in 32 bits; the residual stream, LayerNorms, attention
+and its projection stay as they are. A GPU multiplies 8-bit matrices in one layout alone, so what quantizes a matrix
+writes it twice, the second time transposed, for the product in which the tokens are summed over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import fused, kernels
+from .attention import attend
+from .kernels import triton_error
+from .padding import put_rows, take_rows
+
+if triton_error() is None:
+    import triton
+    import triton.language as tl
+
+    from .kernels import _normal, _random_pair
+
+ROWS_MULTIPLE = 16
+MIN_CAPABILITY = (8, 9)
+E4M3_LIMIT = 448.0
+# What LayerNorm gives lies within ±sqrt(width) times its weight; here the range ends at ±56, after the GLU at ±112.
+NORM_UNIT = 1 / 8
+GLU_UNIT = 1 / 4
+# The largest incoming gradient becomes this much: 7 powers of two below the end of e5m2, 22 above its least.
+GRADIENT_AT = 256.0
+_ROWS, _COLUMNS = 64, 64
+
+
+def why_unable(device: torch.device, widths: tuple[int, ...]) -> str | None:
+    """Why products of 8 bits can't serve, or None.
+
+    Args:
+        widths: of the matrices.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        return "8-bit matrix products need a GPU of compute capability 8.9 or newer"
+    odd = [width for width in widths if width % ROWS_MULTIPLE]
+    return f"8-bit matrix products need widths divisible by {ROWS_MULTIPLE}, not {odd[0]}" if odd else None
+
+
+def quantize(x: Tensor, unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x / unit, saturating, in `dtype`, as (rows, columns) and as (columns, rows).
+
+    Args:
+        x: (rows, columns), contiguous; a number of rows divisible by 4.
+        unit: what 1 stands for, a scalar, float32.
+    """
+    rows, columns = x.shape
+    out, turned = _room(rows, columns, x.device)
+    _quantize[(triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS))](
+        x, out, turned, unit, rows // 4, columns, dtype == torch.float8_e4m3fn, _ROWS // 4, _COLUMNS, num_warps=4
+    )
+    return out.view(dtype), turned.view(dtype)
+
+
+def glu(gated: Tensor, unit: Tensor, p: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`kernels.glu`, quantized to e4m3: (tokens, width) and (width, tokens)."""
+    tokens, width = gated.shape[0], gated.shape[1] // 2
+    out, turned = _room(tokens, width, gated.device)
+    drop = kernels.threshold(p) if seed is not None else 0
+    _glu[(triton.cdiv(tokens, _ROWS), triton.cdiv(width, _COLUMNS))](
+        gated, out, turned, unit, seed if drop else gated, tokens // 4, width, True, drop,
+        kernels.RANDOM_VALUES / (kernels.RANDOM_VALUES - drop), _ROWS // 4, _COLUMNS, num_warps=4,
+    )  # fmt: skip
+    return out.view(torch.float8_e4m3fn), turned.view(torch.float8_e4m3fn)
+
+
+def glu_backward(grad: Tensor, gated: Tensor, unit: Tensor, p: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`kernels.glu_backward`, quantized to e5m2: (tokens, 2 * width) and (2 * width, tokens)."""
+    tokens, width = grad.shape
+    out, turned = _room(tokens, 2 * width, gated.device)
+    drop = kernels.threshold(p) if seed is not None else 0
+    _glu_backward[(triton.cdiv(tokens, _ROWS), triton.cdiv(width, _COLUMNS))](
+        grad, gated, out, turned, unit, seed if drop else gated, tokens // 4, width, False, drop,
+        kernels.RANDOM_VALUES / (kernels.RANDOM_VALUES - drop), _ROWS // 4, _COLUMNS, num_warps=4,
+    )  # fmt: skip
+    return out.view(torch.float8_e5m2), turned.view(torch.float8_e5m2)
+
+
+def _room(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Room for a matrix of 8 bits, and for its transpose, four rows' numbers to one of 32 bits."""
+    matrix = torch.empty(rows, columns, device=device, dtype=torch.int8)
+    return matrix, torch.empty(columns, rows // 4, device=device, dtype=torch.int32)
+
+
+def product(
+    a: Tensor, b: Tensor, a_unit: Tensor, b_unit: Tensor, dtype: torch.dtype, bias: Tensor | None = None,
+    exact_sums: bool = False,
+) -> Tensor:  # fmt: skip
+    """a b' of 8-bit matrices (m, k) and (n, k), in multiples of the product of their units.
+
+    Args:
+        exact_sums: in 32 bits throughout; else in the 8-bit units' own, faster and a little coarser.
+    """
+    return torch._scaled_mm(
+        a, b.t(), scale_a=a_unit, scale_b=b_unit, bias=bias, out_dtype=dtype,
+        use_fast_accum=not exact_sums,
+    )  # fmt: skip
+
+
+@torch.compiler.disable
+def float8_layer(x: Tensor, weights: fused.LayerWeights, settings: fused.LayerSettings) -> Tensor:
+    """`fused_layer` with 8-bit products for queries, keys and values and for both projections of the feed-forward."""
+    return _Float8Layer.apply(x.contiguous(), settings, *weights)
+
+
+class _Float8Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, settings: fused.LayerSettings, *parameters: Tensor) -> Tensor:
+        context, num_heads, rows, attention_p, mlp_p, eps, last_eps = settings
+        weights = fused.LayerWeights(*parameters)
+        dtype = x.dtype
+        dense_weight = weights.dense.to(dtype)
+        large = [weights.qkv, weights.gated, weights.wo]
+        largest = torch._foreach_norm(large, float("inf"))
+        weight_units = [norm.float().clamp(min=1e-12) / E4M3_LIMIT for norm in largest]
+        (qkv_8, qkv_turned), (gated_8, gated_turned), (wo_8, wo_turned) = (
+            quantize(weight, unit, torch.float8_e4m3fn) for weight, unit in zip(large, weight_units, strict=True)
+        )
+        norm_unit, glu_unit = (x.new_full((), value, dtype=torch.float32) for value in (NORM_UNIT, GLU_UNIT))
+        seeds = [kernels.new_seed(x.device) if p else None for p in (attention_p, mlp_p)]
+
+        x_8, x_turned = quantize(x, norm_unit, torch.float8_e4m3fn)
+        qkv = product(x_8, qkv_8, norm_unit, weight_units[0], dtype, weights.qkv_bias.to(dtype))
+        with torch.enable_grad():
+            leaf = qkv.unflatten(-1, (3, num_heads, -1)).requires_grad_()
+            attended = attend(leaf, context)
+        flat = attended.detach().flatten(1)
+        residual = x
+        if rows is not None:
+            flat, residual = take_rows(flat, rows), take_rows(x, rows)
+        dense = flat @ dense_weight.t()
+        middle, moments = kernels.add_norm(
+            dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
+        )
+        middle_8, middle_turned = quantize(middle, norm_unit, torch.float8_e4m3fn)
+        gated = product(middle_8, gated_8, norm_unit, weight_units[1], dtype)
+        hidden_8, hidden_turned = glu(gated, glu_unit, mlp_p, seeds[1])
+        out = product(hidden_8, wo_8, glu_unit, weight_units[2], dtype)
+        result, last_moments = kernels.add_norm(
+            out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
+        )
+        ctx.graph, ctx.settings = (leaf, attended), settings
+        ctx.save_for_backward(
+            x_turned, flat, residual, dense, middle, middle_turned, moments, gated, hidden_turned, out, last_moments,
+            *seeds, norm_unit, glu_unit, *weight_units, qkv_turned, gated_turned, wo_turned, dense_weight,
+            weights.dense_bias, weights.norm, weights.wo_bias, weights.last_norm,
+        )  # fmt: skip
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        rows, attention_p, mlp_p = ctx.settings.rows, ctx.settings.attention_p, ctx.settings.mlp_p
+        (
+            x_turned, flat, residual, dense, middle, middle_turned, moments, gated, hidden_turned, out, last_moments,
+            seed, mlp_seed, norm_unit, glu_unit, qkv_unit, gated_unit, wo_unit, qkv_turned, gated_turned,
+            wo_turned, dense_weight, dense_bias, norm, wo_bias, last_norm,
+        ) = ctx.saved_tensors  # fmt: skip
+        grad = grads[0].contiguous()
+        dtype = grad.dtype
+        unit = torch.linalg.vector_norm(grad, float("inf")).float().clamp(min=1e-30) / GRADIENT_AT
+
+        of_out, _, (of_last_norm, of_last_shift, of_wo_bias) = kernels.add_norm_backward(
+            grad, out, wo_bias, middle, last_norm, last_moments, 0.0, None
+        )
+        of_out_8, of_out_turned = quantize(of_out, unit, torch.float8_e5m2)
+        of_hidden = product(of_out_8, wo_turned, unit, wo_unit, dtype)
+        of_wo = product(of_out_turned, hidden_turned, unit, glu_unit, torch.float32, exact_sums=True)
+        of_gated_8, of_gated_turned = glu_backward(of_hidden, gated, unit, mlp_p, mlp_seed)
+        of_middle = product(of_gated_8, gated_turned, unit, gated_unit, dtype)
+        of_gated_weight = product(of_gated_turned, middle_turned, unit, norm_unit, torch.float32, exact_sums=True)
+        of_dense, of_x, (of_norm, of_shift, of_dense_bias) = kernels.add_norm_backward(
+            of_out, dense, dense_bias, residual, norm, moments, attention_p, seed, of_middle
+        )
+        of_dense_weight = fused.weight_gradient(of_dense, flat)
+        of_attended = of_dense @ dense_weight
+        if rows is not None:
+            of_attended, of_x = put_rows(of_attended, rows), put_rows(of_x, rows)
+        leaf, attended = ctx.graph
+        ctx.graph = None
+        (of_qkv,) = torch.autograd.grad(attended, leaf, of_attended.view_as(attended))
+        of_qkv = of_qkv.flatten(1)
+        of_qkv_bias = fused.attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, ctx.settings.context.dropout_p)
+        of_qkv_8, of_qkv_turned = quantize(of_qkv, unit, torch.float8_e5m2)
+        of_qkv_weight = product(of_qkv_turned, x_turned, unit, norm_unit, torch.float32, exact_sums=True)
+        of_x = of_x.add_(product(of_qkv_8, qkv_turned, unit, qkv_unit, dtype))
+        return (
+            of_x, None, of_qkv_weight, of_qkv_bias, of_dense_weight, of_dense_bias, of_norm, of_shift, of_gated_weight,
+            of_wo, of_wo_bias, of_last_norm, of_last_shift,
+        )  # fmt: skip
+
+
+if triton_error() is None:
+
+    @triton.jit
+    def _narrow(value, E4M3: tl.constexpr):
+        """The 8 bits of a number, as an integer: those of a float16, rounded to even, saturating.
+
+        A float16 is an e5m2 with 8 more bits of mantissa; of 2^-8 times the value, which shifts one exponent's bias to
+        the other's, it is an e4m3 with 7 more. Plain arithmetic serves where casts to 8 bits are missing or wrong.
+        """
+        LIMIT: tl.constexpr = 448.0 if E4M3 else 57344.0
+        SCALE: tl.constexpr = 0.00390625 if E4M3 else 1.0
+        MORE: tl.constexpr = 7 if E4M3 else 8
+        half = (tl.minimum(tl.maximum(value, -LIMIT), LIMIT) * SCALE).to(tl.float16)
+        bits = half.to(tl.int16, bitcast=True).to(tl.int32)
+        size = bits & 0x7FFF
+        size = (size + ((1 << (MORE - 1)) - 1) + ((size >> MORE) & 1)) >> MORE
+        return size | ((bits >> 8) & 0x80)
+
+    @triton.jit
+    def _store(a, b, c, d, out, turned, quarter, columns, quad, column, inside, E4M3: tl.constexpr):
+        """Stores four tiles, of the rows 4 i, 4 i + 1, … of a matrix, and the same of its transpose.
+
+        The four rows' numbers are neighbours in the transpose, where they are stored as one of 32 bits.
+        """
+        a = _narrow(a, E4M3)
+        b = _narrow(b, E4M3)
+        c = _narrow(c, E4M3)
+        d = _narrow(d, E4M3)
+        place = out + (quad * 4)[:, None].to(tl.int64) * columns + column[None, :]
+        tl.store(place, a.to(tl.int8), mask=inside)
+        tl.store(place + columns, b.to(tl.int8), mask=inside)
+        tl.store(place + 2 * columns, c.to(tl.int8), mask=inside)
+        tl.store(place + 3 * columns, d.to(tl.int8), mask=inside)
+        all_four = a | (b << 8) | (c << 16) | (d << 24)
+        tl.store(turned + column[None, :].to(tl.int64) * quarter + quad[:, None], all_four, mask=inside)
+
+    @triton.jit
+    def _quantize(
+        x, out, turned, unit, quarter, columns, E4M3: tl.constexpr, QUADS: tl.constexpr, WIDE: tl.constexpr,
+    ):  # fmt: skip
+        quad = tl.program_id(0) * QUADS + tl.arange(0, QUADS)
+        column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+        inside = (quad < quarter)[:, None] & (column < columns)[None, :]
+        place = x + (quad * 4)[:, None].to(tl.int64) * columns + column[None, :]
+        factor = 1.0 / tl.load(unit)
+        a = tl.load(place, mask=inside, other=0.0).to(tl.float32) * factor
+        b = tl.load(place + columns, mask=inside, other=0.0).to(tl.float32) * factor
+        c = tl.load(place + 2 * columns, mask=inside, other=0.0).to(tl.float32) * factor
+        d = tl.load(place + 3 * columns, mask=inside, other=0.0).to(tl.float32) * factor
+        _store(a, b, c, d, out, turned, quarter, columns, quad, column, inside, E4M3)
+
+    @triton.jit
+    def _glu_of(place, width, inside):
+        x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        distribution, _ = _normal(x)
+        return x * distribution * tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+
+    @triton.jit
+    def _glu(
+        gated, out, turned, unit, seed, quarter, width, E4M3: tl.constexpr, DROP: tl.constexpr, SCALE: tl.constexpr,
+        QUADS: tl.constexpr, WIDE: tl.constexpr,
+    ):  # fmt: skip
+        quad = tl.program_id(0) * QUADS + tl.arange(0, QUADS)
+        column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+        inside = (quad < quarter)[:, None] & (column < width)[None, :]
+        place = gated + (quad * 8)[:, None].to(tl.int64) * width + column[None, :]
+        factor = 1.0 / tl.load(unit)
+        a = _glu_of(place, width, inside) * factor
+        b = _glu_of(place + 2 * width, width, inside) * factor
+        c = _glu_of(place + 4 * width, width, inside) * factor
+        d = _glu_of(place + 6 * width, width, inside) * factor
+        if DROP:
+            pair = (quad * 2)[:, None] * width + column[None, :]
+            first, second = _random_pair(seed, pair)
+            third, fourth = _random_pair(seed, pair + width)
+            a = tl.where(first >= DROP, a * SCALE, 0.0)
+            b = tl.where(second >= DROP, b * SCALE, 0.0)
+            c = tl.where(third >= DROP, c * SCALE, 0.0)
+            d = tl.where(fourth >= DROP, d * SCALE, 0.0)
+        _store(a, b, c, d, out, turned, quarter, width, quad, column, inside, E4M3)
+
+    @triton.jit
+    def _glu_gradient(place, width, upper, inside):
+        x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+        distribution, density = _normal(x)
+        return upper * value * (distribution + x * density), upper * x * distribution
+
+    @triton.jit
+    def _glu_backward(
+        grad, gated, out, turned, unit, seed, quarter, width, E4M3: tl.constexpr, DROP: tl.constexpr,
+        SCALE: tl.constexpr, QUADS: tl.constexpr, WIDE: tl.constexpr,
+    ):  # fmt: skip
+        quad = tl.program_id(0) * QUADS + tl.arange(0, QUADS)
+        column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+        inside = (quad < quarter)[:, None] & (column < width)[None, :]
+        place = gated + (quad * 8)[:, None].to(tl.int64) * width + column[None, :]
+        upper = grad + (quad * 4)[:, None].to(tl.int64) * width + column[None, :]
+        factor = 1.0 / tl.load(unit)
+        a = tl.load(upper, mask=inside, other=0.0).to(tl.float32) * factor
+        b = tl.load(upper + width, mask=inside, other=0.0).to(tl.float32) * factor
+        c = tl.load(upper + 2 * width, mask=inside, other=0.0).to(tl.float32) * factor
+        d = tl.load(upper + 3 * width, mask=inside, other=0.0).to(tl.float32) * factor
+        if DROP:
+            pair = (quad * 2)[:, None] * width + column[None, :]
+            first, second = _random_pair(seed, pair)
+            third, fourth = _random_pair(seed, pair + width)
+            a = tl.where(first >= DROP, a * SCALE, 0.0)
+            b = tl.where(second >= DROP, b * SCALE, 0.0)
+            c = tl.where(third >= DROP, c * SCALE, 0.0)
+            d = tl.where(fourth >= DROP, d * SCALE, 0.0)
+        a, of_a = _glu_gradient(place, width, a, inside)
+        b, of_b = _glu_gradient(place + 2 * width, width, b, inside)
+        c, of_c = _glu_gradient(place + 4 * width, width, c, inside)
+        d, of_d = _glu_gradient(place + 6 * width, width, d, inside)
+        _store(a, b, c, d, out, turned, quarter, 2 * width, quad, column, inside, E4M3)
+        _store(of_a, of_b, of_c, of_d, out, turned, quarter, 2 * width, quad, column + width, inside, E4M3)
