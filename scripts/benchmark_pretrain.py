@@ -1,6 +1,11 @@
-"""Times the bare pretraining step and prints one JSON object a setting.
+"""Times pretraining, the bare step, evaluation or whole runs, and prints one JSON object a setting.
 
-python scripts/benchmark_pretrain.py [yaml …] backends=[flex,flash] sequence_lengths=[64,512] microbatch_tokens=[65536]
+python scripts/benchmark_pretrain.py kernels=[triton,torch] sequence_lengths=[64,512] microbatch_tokens=[65536]
+python scripts/benchmark_pretrain.py references=[bert,modernbert] profile=true
+python scripts/benchmark_pretrain.py parts=[step,trainer] trainer.data.local=mds trainer.tokenizer=tokenizer
+
+All models have the same vocabulary, width, depth, masked tokens, optimizer and clipping. Ours computes the logits of
+the masked tokens, as its loss does; the references those of all, as their users' code does.
 """
 
 from __future__ import annotations
@@ -9,123 +14,298 @@ import json
 import statistics
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from torch import nn
-from transformers import BertConfig, BertForMaskedLM
+from benchmark_scaling import rates, run
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from bertchen.callbacks.peak_memory import peak_memory
 from bertchen.callbacks.throughput import model_flops_utilization
-from bertchen.config import load_config
+from bertchen.config import Config, load_config
+from bertchen.config.load import nearest
 from bertchen.config.schema_benchmark import BenchmarkConfig
+from bertchen.config.schema_benchmark_scaling import BenchmarkScalingConfig
 from bertchen.data.masking import MaskingVocabulary, mask_tokens, max_masked_per_row
 from bertchen.errors import user_errors
 from bertchen.model import BackendUnavailable, MosaicBertConfig, MosaicBertForMaskedLM
+from bertchen.report.metrics import read_metrics
 from bertchen.train.builders import parameter_groups
-from bertchen.train.devices import device_name, peak_flops, resolve_precision
+from bertchen.train.checks import check_not_negative, check_positive
+from bertchen.train.devices import compute_dtype, device_name, peak_flops, resolve_precision
+from bertchen.train.parallelism import compiled_parts
+from bertchen.train.run_folder import METRICS_FILE
 
 USAGE = "python scripts/benchmark_pretrain.py [file.yaml …] key.sub=value …"
+PARTS = ("step", "evaluate", "trainer")
+KERNELS = ("auto", "triton", "torch", "float8")
+# By what kernels' names contain, in this order.
+KINDS = {
+    "attention": ("flash", "fmha", "flex", "attention", "_forward", "_of_queries", "_of_keys"),
+    "matrix products": ("nvjet", "gemm", "cutlass", "splitk", "gemv"),
+    "loss": ("cross_entropy", "softmax", "nll"),
+    "gated feed-forward": ("glu", "gelu"),
+    "LayerNorm": ("norm",),
+    "8-bit": ("quantize",),
+}
 
 
-def build(cfg: BenchmarkConfig, name: str) -> nn.Module:
-    """Ours with the named backend, or the named reference of the same size."""
+def build(cfg: BenchmarkConfig, name: str, kernels: str, backend: str) -> nn.Module:
+    """Ours, or the named reference of the same size."""
     ours = MosaicBertConfig(**cfg.model)
-    if name != "bert":
-        ours.attention_backend = name
-        return MosaicBertForMaskedLM(ours)
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=ours.vocab_size, hidden_size=ours.hidden_size, num_hidden_layers=ours.num_hidden_layers,
-            num_attention_heads=ours.num_attention_heads, intermediate_size=4 * ours.hidden_size,
-            attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
-        )
-    )  # fmt: skip
-
-
-def loss_of(model: nn.Module, name: str, batch: dict[str, Any]) -> torch.Tensor:
-    """Mean cross entropy of the masked tokens; the reference predicts every position, as its users' code does."""
+    shape = {
+        "vocab_size": ours.vocab_size,
+        "hidden_size": ours.hidden_size,
+        "num_hidden_layers": ours.num_hidden_layers,
+        "num_attention_heads": ours.num_attention_heads,
+    }
+    longest = max(cfg.sequence_lengths)
     if name == "bert":
-        return model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
-    return model(**batch).loss
+        width = 4 * ours.hidden_size
+        return BertForMaskedLM(
+            BertConfig(
+                **shape, intermediate_size=width, attention_probs_dropout_prob=0.0, attn_implementation="sdpa",
+                max_position_embeddings=longest,
+            )
+        )  # fmt: skip
+    if name == "modernbert":
+        # Its feed-forward is one and a half times as wide as the residual stream, and it has no dropout.
+        return ModernBertForMaskedLM(
+            ModernBertConfig(
+                **shape, intermediate_size=3 * ours.hidden_size // 2, attn_implementation="sdpa",
+                max_position_embeddings=longest, reference_compile=False, pad_token_id=0, bos_token_id=1,
+                eos_token_id=2, cls_token_id=1, sep_token_id=2,
+            )
+        )  # fmt: skip
+    ours.attention_backend, ours.float8 = backend, kernels == "float8"
+    ours.kernels = "triton" if kernels == "float8" else kernels
+    return MosaicBertForMaskedLM(ours)
 
 
-def measure(cfg: BenchmarkConfig, name: str, seq_len: int, microbatch_tokens: int) -> dict[str, Any]:
-    """Tokens a second of one setting: median and spread over the timed steps, MFU, peak memory."""
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
-    torch.manual_seed(cfg.seed)
-    torch._dynamo.reset()
-    model = build(cfg, name).to(device).train()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if cuda if cfg.compile is None else cfg.compile:
-        model.compile(dynamic=False)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-5), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, fused=cuda)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(cfg.precision) == "amp_bf16")
-    rows = microbatch_tokens // seq_len
-    accumulate = max(1, cfg.tokens_per_step // (rows * seq_len))
-    vocab_size = model.config.vocab_size
-    vocabulary = MaskingVocabulary.build(vocab_size, range(4), 3).to(device)
-    masked = max_masked_per_row(cfg.mlm_probability, seq_len) * rows
-    input_ids, labels = mask_tokens(
-        torch.randint(4, vocab_size, (rows, seq_len), device=device), torch.arange(rows, device=device), vocabulary,
-        cfg.mlm_probability, cfg.seed, 0,
-    )  # fmt: skip
-    batch = {"input_ids": input_ids, "labels": labels, "max_masked": masked}
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
+def loss_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Mean cross entropy of the masked tokens."""
+    if isinstance(model, MosaicBertForMaskedLM):
+        return model(**batch, output_logits=False).loss
+    return model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
 
-    def step() -> float:
-        started = time.perf_counter()
-        for _ in range(accumulate):
-            with autocast:
-                loss = loss_of(model, name, batch)
-            (loss / accumulate).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if cuda:
+
+class Bench:
+    """A model on its device, compiled where that is asked for, and a microbatch of random tokens."""
+
+    def __init__(
+        self, cfg: BenchmarkConfig, name: str, kernels: str, backend: str, seq_len: int, microbatch_tokens: int
+    ) -> None:
+        self.cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda" if self.cuda else "cpu")
+        self.cfg = cfg
+        torch.manual_seed(cfg.seed)
+        torch._dynamo.reset()
+        self.model = build(cfg, name, kernels, backend).to(self.device).train()
+        precision = resolve_precision(cfg.precision)
+        if self.cuda if cfg.compile is None else cfg.compile:
+            for part in compiled_parts(self.model, self.device, compute_dtype(precision)):
+                part.compile(dynamic=False)
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "amp_bf16")
+        self.rows = max(1, microbatch_tokens // seq_len)
+        vocab_size = self.model.config.vocab_size
+        input_ids, labels = mask_tokens(
+            torch.randint(4, vocab_size, (self.rows, seq_len), device=self.device),
+            torch.arange(self.rows, device=self.device),
+            MaskingVocabulary.build(vocab_size, range(4), 3).to(self.device),
+            cfg.mlm_probability,
+            cfg.seed,
+            0,
+        )
+        self.batch = {
+            "input_ids": input_ids,
+            "labels": labels,
+            "max_masked": max_masked_per_row(cfg.mlm_probability, seq_len) * self.rows,
+        }
+        self.microbatch = self.rows * seq_len
+        self.accumulate = max(1, cfg.tokens_per_step // self.microbatch)
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    def micro_step(self) -> None:
+        with self.autocast:
+            loss = loss_of(self.model, self.batch)
+        (loss / self.accumulate).backward()
+
+    def training_step(self) -> Callable[[], None]:
+        """A step of the optimizer, gradients clipped."""
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, 1e-5), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, fused=self.cuda
+        )
+
+        def step() -> None:
+            for _ in range(self.accumulate):
+                self.micro_step()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    def evaluation(self) -> Callable[[], None]:
+        """The loss of as many tokens as a step has."""
+        self.model.eval()
+
+        def evaluate() -> None:
+            with torch.no_grad(), self.autocast:
+                for _ in range(self.accumulate):
+                    loss_of(self.model, self.batch)
+
+        return evaluate
+
+    def rates(self, work: Callable[[], None]) -> list[float]:
+        """Tokens a second of each timed turn."""
+        each = []
+        for turn in range(self.cfg.warmup + self.cfg.steps):
+            started = time.perf_counter()
+            work()
+            if self.cuda:
+                torch.cuda.synchronize()
+            if turn >= self.cfg.warmup:
+                each.append(self.accumulate * self.microbatch / (time.perf_counter() - started))
+        return each
+
+    def by_kind(self) -> dict[str, Any]:
+        """Nanoseconds a token of a microbatch's kernels by kind, and the longest of them by name."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            self.micro_step()
             torch.cuda.synchronize()
-        return time.perf_counter() - started
+        self.model.zero_grad(set_to_none=True)
+        kinds: dict[str, float] = defaultdict(float)
+        kernels = {event.key: 1e3 * event.self_device_time_total / self.microbatch for event in profile.key_averages()}
+        for name, spent in kernels.items():
+            kinds[kind_of(name)] += spent
+        longest = sorted(kernels.items(), key=lambda pair: -pair[1])[:12]
+        return {
+            "ns_a_token_by_kind": {kind: round(spent, 1) for kind, spent in sorted(kinds.items(), key=lambda p: -p[1])},
+            "longest_kernels": [[name[:70], round(spent, 1)] for name, spent in longest],
+        }
 
-    for _ in range(cfg.warmup):
-        step()
-    tokens = accumulate * rows * seq_len
-    rates = [tokens / step() for _ in range(cfg.steps)]
-    median = statistics.median(rates)
-    peak = cfg.peak_flops or peak_flops(device_name())
-    return {
-        "what": "bare step",
-        "model": "bert" if name == "bert" else "mosaicbert",
-        "backend": "sdpa" if name == "bert" else name,
+
+def kind_of(kernel: str) -> str:
+    """The kind of a kernel by its name."""
+    lower = kernel.lower()
+    return next((kind for kind, parts in KINDS.items() if any(part in lower for part in parts)), "other")
+
+
+def measure(
+    cfg: BenchmarkConfig, part: str, name: str, kernels: str, backend: str, seq_len: int, microbatch_tokens: int
+) -> dict[str, Any]:
+    """Tokens a second of one setting: median and spread over the timed steps, MFU, peak memory."""
+    bench = Bench(cfg, name, kernels, backend, seq_len, microbatch_tokens)
+    each = bench.rates(bench.training_step() if part == "step" else bench.evaluation())
+    parameters = sum(parameter.numel() for parameter in bench.model.parameters())
+    line = {
         "parameters": parameters,
-        "sequence_length": seq_len,
-        "microbatch_tokens": rows * seq_len,
-        "tokens_per_step": tokens,
-        "tokens_per_second": round(median),
-        "slowest_fastest": [round(min(rates)), round(max(rates))],
-        "mfu": round(model_flops_utilization(median, parameters, 1, peak), 4) if peak else None,
+        "microbatch_tokens": bench.microbatch,
+        "tokens_per_step": bench.accumulate * bench.microbatch,
+        **summary(cfg, each, parameters, training=part == "step"),
         "peak_memory_gb": round(peak_memory() / 1e9, 2),
     }
+    if cfg.profile and bench.cuda and part == "step":
+        line |= bench.by_kind()
+    return line
+
+
+def summary(cfg: BenchmarkConfig, each: list[float], parameters: int, training: bool = True) -> dict[str, Any]:
+    """Of the rates of all steps."""
+    median = statistics.median(each)
+    peak = cfg.peak_flops or peak_flops(device_name())
+    share = model_flops_utilization(median, parameters, 1, peak) if peak and training else None
+    return {
+        "tokens_per_second": round(median),
+        "slowest_fastest": [round(min(each)), round(max(each))],
+        "mfu": None if share is None else round(share, 4),
+    }
+
+
+def train(cfg: BenchmarkConfig, kernels: str, backend: str, seq_len: int, microbatch_tokens: int) -> dict[str, Any]:
+    """The rate of a whole run through `main.py`: loading, masking, training, clipping, logging."""
+    own = {
+        "model": {
+            **cfg.model,
+            "kernels": "triton" if kernels == "float8" else kernels,
+            "float8": kernels == "float8",
+            "attention_backend": backend,
+        },
+        "sequence_length": seq_len,
+        "microbatch_tokens": microbatch_tokens,
+        "masking": {"mlm_probability": cfg.mlm_probability},
+        "precision": cfg.precision,
+        "compile": cfg.compile,
+        "seed": cfg.seed,
+    }
+    once = BenchmarkScalingConfig(processes=[1], train={**own, **cfg.trainer}, steps=cfg.steps, warmup=cfg.warmup)
+    folder = Path(cfg.folder).resolve() / f"{kernels}_{backend}_{seq_len}_{microbatch_tokens}"
+    run(once, 1, folder)
+    rows = read_metrics(folder / METRICS_FILE)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in MosaicBertForMaskedLM(MosaicBertConfig(**cfg.model)).parameters())
+    return {
+        "microbatch_tokens": microbatch_tokens,
+        "tokens_per_step": rows[1]["time/token"],
+        **summary(cfg, rates(rows, cfg.warmup), parameters),
+    }
+
+
+def check(config: Config[BenchmarkConfig]) -> None:
+    """Raises a UserError for values that can't be."""
+    check_positive(config, ("steps", "tokens_per_step"))
+    check_not_negative(config, ("warmup",))
+    cfg = config.value
+    for key, known in (("parts", PARTS), ("kernels", KERNELS), ("references", ("bert", "modernbert"))):
+        for value in getattr(cfg, key):
+            if value not in known:
+                config.fail(key, f"{value!r} is unknown; {nearest(value, known)}")
+    if "trainer" in cfg.parts and not cfg.trainer:
+        config.fail("trainer", "parts=[trainer] needs trainer.data.local=mds trainer.tokenizer=tokenizer")
 
 
 def main(argv: list[str]) -> None:
     """Runs every setting and prints a line for each; one that can't run says why."""
-    cfg = load_config(BenchmarkConfig, argv, USAGE).value
-    facts = {"device": device_name(), "torch": torch.__version__, "precision": resolve_precision(cfg.precision)}
-    for name in [*cfg.backends, *cfg.references]:
-        for seq_len in cfg.sequence_lengths:
-            for tokens in cfg.microbatch_tokens:
-                try:
-                    result = measure(cfg, name, seq_len, tokens)
-                except (BackendUnavailable, torch.cuda.OutOfMemoryError) as error:
-                    result = {"backend": name, "sequence_length": seq_len, "error": str(error).splitlines()[0]}
-                print(json.dumps({**facts, **result}), flush=True)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+    config = load_config(BenchmarkConfig, argv, USAGE)
+    check(config)
+    cfg = config.value
+    ours = [("mosaicbert", kernels, backend) for kernels in cfg.kernels for backend in cfg.backends]
+    for part in cfg.parts:
+        others = [] if part == "trainer" else [(name, "torch", "sdpa") for name in cfg.references]
+        for name, kernels, backend in [*ours, *others]:
+            for seq_len in cfg.sequence_lengths:
+                for tokens in cfg.microbatch_tokens:
+                    line = {"what": part, "model": name, "kernels": kernels, "backend": backend, "length": seq_len}
+                    try:
+                        if part == "trainer":
+                            line |= train(cfg, kernels, backend, seq_len, tokens)
+                        else:
+                            line |= measure(cfg, part, name, kernels, backend, seq_len, tokens)
+                    except (BackendUnavailable, torch.cuda.OutOfMemoryError) as error:
+                        line["error"] = str(error).splitlines()[0]
+                    print(json.dumps({**line, **facts(cfg)}), flush=True)
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+
+
+def facts(cfg: BenchmarkConfig) -> dict[str, Any]:
+    """Where and with what it was measured."""
+    return {
+        "precision": resolve_precision(cfg.precision),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ writes it twice, the second time transposed, for the product in which the tokens
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ NORM_UNIT = 1 / 8
 GLU_UNIT = 1 / 4
 # The largest incoming gradient becomes this much: 7 powers of two below the end of e5m2, 22 above its least.
 GRADIENT_AT = 256.0
-_ROWS, _COLUMNS = 64, 64
+_ROWS, _COLUMNS = 32, 128
 
 
 def why_unable(device: torch.device, widths: tuple[int, ...]) -> str | None:
@@ -45,7 +46,37 @@ def why_unable(device: torch.device, widths: tuple[int, ...]) -> str | None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         return "8-bit matrix products need a GPU of compute capability 8.9 or newer"
     odd = [width for width in widths if width % ROWS_MULTIPLE]
-    return f"8-bit matrix products need widths divisible by {ROWS_MULTIPLE}, not {odd[0]}" if odd else None
+    if odd:
+        return f"8-bit matrix products need widths divisible by {ROWS_MULTIPLE}, not {odd[0]}"
+    return _try(device)
+
+
+@cache
+def _try(device: torch.device) -> str | None:
+    """Why the kernels or the products can't be trusted here, or None; found by trying them on small matrices.
+
+    An earlier way to write the transposes compiled everywhere and gave wrong numbers on one GPU.
+    """
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(96, 160, generator=generator).bfloat16().to(device) for _ in range(2)]
+    unit = torch.tensor(1 / 8, device=device)
+    narrow = []
+    try:
+        with torch.no_grad():
+            for matrix, dtype in zip(given, (torch.float8_e5m2, torch.float8_e4m3fn), strict=True):
+                out, turned = quantize(matrix, unit, dtype)
+                expected = (8 * matrix.float()).to(dtype).float()
+                if not torch.equal(turned.float(), out.float().t()) or (out.float() != expected).float().mean() > 0.01:
+                    return f"the kernels that quantize give wrong numbers here ({where})"
+                narrow.append(out)
+            got = product(narrow[0], narrow[1], unit, unit, torch.float32, exact_sums=True)
+            expected = (narrow[0].float() / 8) @ (narrow[1].float() / 8).t()
+            if not (got - expected).norm() < 0.01 * expected.norm():
+                return f"8-bit matrix products give wrong numbers here ({where})"
+    except Exception as error:
+        return f"8-bit matrix products fail here ({where}): {type(error).__name__}: {error}"
+    return None
 
 
 def quantize(x: Tensor, unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -82,7 +113,7 @@ def glu_backward(grad: Tensor, gated: Tensor, unit: Tensor, p: float, seed: Tens
     drop = kernels.threshold(p) if seed is not None else 0
     _glu_backward[(triton.cdiv(tokens, _ROWS), triton.cdiv(width, _COLUMNS))](
         grad, gated, out, turned, unit, seed if drop else gated, tokens // 4, width, False, drop,
-        kernels.RANDOM_VALUES / (kernels.RANDOM_VALUES - drop), _ROWS // 4, _COLUMNS, num_warps=4,
+        kernels.RANDOM_VALUES / (kernels.RANDOM_VALUES - drop), _ROWS // 4, _COLUMNS, num_warps=8,
     )  # fmt: skip
     return out.view(torch.float8_e5m2), turned.view(torch.float8_e5m2)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -132,16 +131,18 @@ def compile_model(
     Where the layers run in kernels of this project, on that device in that dtype, what lies around them is compiled.
     Shapes are fixed, so each sequence length is compiled once, without symbolic shapes.
     """
-    for module in _compiled_parts(config, model, device, dtype):
+    parts = compiled_parts(model, device, dtype)
+    if config.value.parallelism.fsdp is not None and model in parts:
+        parts = [*encoder_layers(model)]
+    for module in parts:
         module.compile(dynamic=False)
 
 
-def _compiled_parts(
-    config: Config[TrainConfig], model: PreTrainedModel, device: torch.device, dtype: torch.dtype
-) -> Iterable[nn.Module]:
+def compiled_parts(model: nn.Module, device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
+    """What of a model should be compiled: all of it, or what lies around layers that run in kernels of this project."""
     if isinstance(model, MosaicBertForMaskedLM) and model.bert.uses_kernels(device, dtype):
-        return model.bert.embeddings, model.cls.predictions.transform
-    return [model] if config.value.parallelism.fsdp is None else encoder_layers(model)
+        return [model.bert.embeddings, model.cls.predictions.transform]
+    return [model]
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:

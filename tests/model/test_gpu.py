@@ -54,7 +54,7 @@ def gradient(out: Tensor, qkv: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("heads", [3, 12])
-@pytest.mark.parametrize("backend", ["flash", "flex", "sdpa"])
+@pytest.mark.parametrize("backend", ["triton", "flash", "flex", "sdpa"])
 def test_bf16_within_its_rounding(backend: str, heads: int, lengths: list[int]) -> None:
     needs(backend)
     qkv = random_qkv(sum(lengths), heads, 64, torch.bfloat16)
@@ -67,7 +67,7 @@ def test_bf16_within_its_rounding(backend: str, heads: int, lengths: list[int]) 
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-@pytest.mark.parametrize("backend", ["flex", "sdpa"])
+@pytest.mark.parametrize("backend", ["triton", "flex", "sdpa"])
 def test_float32(backend: str, lengths: list[int]) -> None:
     qkv = random_qkv(sum(lengths), 3, 32, torch.float32)
     out, expected = run(backend, qkv, lengths), naive_attention(qkv, lengths)
@@ -166,7 +166,7 @@ def test_dense_training_step(backend: str, how: str) -> None:
                 step(forward, model, batch)
 
 
-@pytest.mark.parametrize("backend", ["flash", "flex"])
+@pytest.mark.parametrize("backend", ["triton", "flash", "flex"])
 def test_padded_training_step(backend: str) -> None:
     needs(backend)
     model, reference = model_of(backend), model_of("sdpa")
