@@ -26,9 +26,9 @@ from transformers.modeling_outputs import (
 )
 
 # transformers 4 copies from an exported folder only what this file itself imports, so it names all.
-from . import attention_kernels  # noqa: F401
 from .alibi import alibi_slopes  # noqa: F401
 from .attention import BackendUnavailable, prepare_attention
+from .attention_kernels import attention  # noqa: F401
 from .configuration_mosaicbert import MosaicBertConfig
 from .float8 import ROWS_MULTIPLE
 from .float8 import why_unable as why_no_float8
