@@ -2,6 +2,10 @@
 # Checks and measures on a GPU, in parts that can be run one by one:
 #   scripts/gpu_check.sh test                        the tests that need a GPU
 #   scripts/gpu_check.sh step OUT                    the bare step by backend and length, JSON lines to OUT/step.jsonl
+#   scripts/gpu_check.sh speed MDS TOKENIZER OUT     kernels against torch.compile and other models: step, evaluation, whole
+#                                                    runs, 24 GB, 8 bits where they can serve, JSON lines to OUT/speed.jsonl
+#   scripts/gpu_check.sh parity MDS TOKENIZER OUT [key=value …]    five minutes each: three seeds of torch.compile, then the
+#                                                    kernels and 8 bits; what they reached to OUT/parity.jsonl
 #   scripts/gpu_check.sh scaling MDS TOKENIZER OUT [key=value …]   tokens/s by one GPU and by all, to OUT/scaling.jsonl
 #   scripts/gpu_check.sh fsdp MDS TOKENIZER OUT [key=value …]      DDP, FSDP, FSDP gone on with: their losses side by side
 #   scripts/gpu_check.sh data CORPUS TOKENIZER MDS   convert a corpus
@@ -9,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-part=${1:?test, step, scaling, fsdp, data or train}
+part=${1:?test, step, speed, parity, scaling, fsdp, data or train}
 shift
 case $part in
 test)
@@ -20,6 +24,49 @@ step)
   shift
   mkdir -p "$out"
   "$python" scripts/benchmark_pretrain.py "$@" | tee -a "$out/step.jsonl"
+  ;;
+speed)
+  mds=$1 tokenizer=$2 out=$3
+  mkdir -p "$out"
+  bench() {
+    "$python" scripts/benchmark_pretrain.py "$@" | tee -a "$out/speed.jsonl"
+  }
+  whole="parts=[trainer] trainer.data.local=$mds trainer.tokenizer=$tokenizer trainer.eval.lengths=[512] warmup=5 steps=20"
+  bench "kernels=[triton]" "microbatch_tokens=[131072]" "parts=[step,evaluate]" profile=true
+  # shellcheck disable=SC2086 # several arguments
+  bench "kernels=[triton]" "microbatch_tokens=[131072]" $whole "folder=$out/runs"
+  bench "kernels=[triton]" "microbatch_tokens=[131072]" "sequence_lengths=[64,128,256]"
+  bench "kernels=[triton]" "microbatch_tokens=[16384,32768,65536]"
+  if "$python" -m pytest -q tests/model/test_float8.py; then
+    bench "kernels=[float8]" "microbatch_tokens=[131072]" profile=true
+    # shellcheck disable=SC2086
+    bench "kernels=[float8]" "microbatch_tokens=[131072]" $whole "folder=$out/runs"
+  fi
+  bench "kernels=[torch]" "backends=[flex,flash]" profile=true "references=[bert,modernbert]"
+  ;;
+parity)
+  mds=$1 tokenizer=$2 out=$3
+  shift 3
+  mkdir -p "$out"
+  train() {
+    name=$1
+    shift
+    "$python" main.py yamls/pretrain.yaml "data.local=$mds" "tokenizer=$tokenizer" "save_folder=$out/$name" \
+      progress_bar=false export=false save_interval=1000000ba save_num_checkpoints_to_keep=1 eval.interval=80ba \
+      max_duration=240ba stop_after=null scheduler.t_warmup=80ba "eval.lengths=[512]" "$@" >"$out/$name.log" 2>&1 || true
+    "$python" - "$out" "$name" <<'PY' | tee -a "$out/parity.jsonl"
+import json, sys
+
+out, name = sys.argv[1:]
+rows = [json.loads(line) for line in open(f"{out}/{name}/metrics.jsonl")]
+losses = [row["loss/train/total"] for row in rows if "loss/train/total" in row]
+validation = [row[key] for row in rows for key in row if key.endswith("eval_512/MaskedCrossEntropy")]
+print(json.dumps({"run": name, "steps": len(losses), "validation": validation, "training": losses[9::10]}))
+PY
+  }
+  for seed in 1 2 3; do train "torch_$seed" model.kernels=torch model.attention_backend=flex "seed=$seed" "$@"; done
+  train triton_1 model.kernels=triton seed=1 "$@"
+  train float8_1 model.float8=true seed=1 "$@"
   ;;
 scaling)
   out=$3

@@ -104,8 +104,15 @@ class GatedMLP(nn.Module):
         self.layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.layernorm(self.wo(self.dropout(self._gated(x))) + x)
+
+    def _gated(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and type(self.gated_layers) is nn.Linear:
+            # Two smaller products are faster there than one whose halves lie apart in memory.
+            gate, value = (F.linear(x, half) for half in self.gated_layers.weight.chunk(2))
+            return self.act(gate).mul_(value)
         gate, value = self.gated_layers(x).chunk(2, dim=-1)
-        return self.layernorm(self.wo(self.dropout(self.act(gate) * value)) + x)
+        return self.act(gate) * value
 
 
 class Layer(nn.Module):

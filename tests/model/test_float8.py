@@ -109,10 +109,10 @@ def step(use_float8: bool, p: float = 0.0) -> tuple[float, dict[str, Tensor]]:
     )
     model = MosaicBertForMaskedLM(config).to(DEVICE).train()
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, 96, (16, 16), generator=generator)
+    ids = torch.randint(4, 96, (4, 16), generator=generator)
     labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) > 0.3, -100)
     torch.manual_seed(3)
-    batch: dict[str, Any] = {"input_ids": ids.to(DEVICE), "labels": labels.to(DEVICE), "max_masked": 100}
+    batch: dict[str, Any] = {"input_ids": ids.to(DEVICE), "labels": labels.to(DEVICE), "max_masked": 30}
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
         loss = model(**batch).loss
     loss.backward()
@@ -120,7 +120,7 @@ def step(use_float8: bool, p: float = 0.0) -> tuple[float, dict[str, Tensor]]:
 
 
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize("p", [0.2, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_near_those_without(p: float) -> None:
     """Three bits of mantissa forward, two backward, of tensors so small that little evens out."""
     (loss, gradients), (expected_loss, expected) = step(True, p), step(False, p)

@@ -251,3 +251,12 @@ def test_classifier_dropout_has_its_own_choice(head: type) -> None:
     assert torch.equal(model.bert(IDS, MASK)[0], model.bert(IDS, MASK)[0])
     assert not torch.equal(model(IDS, MASK).logits, model(IDS, MASK).logits)
     assert build(head, hidden_dropout_prob=0.3).dropout.p == 0.3
+
+
+def test_hidden_states_are_the_same_without_gradients() -> None:
+    """On a CPU the gated feed-forward is computed in halves then."""
+    model = build(MosaicBertModel)
+    expected = model(IDS, attention_mask=MASK).last_hidden_state
+    with torch.inference_mode():
+        got = model(IDS, attention_mask=MASK).last_hidden_state
+    torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=1e-5)

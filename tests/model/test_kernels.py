@@ -80,7 +80,7 @@ def test_add_norm(tokens: int, width: int, p: float) -> None:
 
 @pytest.mark.parametrize("kept", [kept_by_glu, kept_by_norm])
 class TestDropout:
-    TOKENS, WIDTH, P = 64, 512, 0.1
+    TOKENS, WIDTH, P = 32, 512, 0.1
 
     def mask(self, kept, number: int, p: float = P) -> Tensor:
         return kept(self.TOKENS, self.WIDTH, p, seed_of(number)).double().cpu()
