@@ -283,6 +283,18 @@ if triton_error() is None:
         _store(a, b, c, d, out, turned, quarter, columns, quad, column, inside, E4M3)
 
     @triton.jit
+    def _drop(a, b, c, d, seed, quad, column, width, DROP: tl.constexpr, SCALE: tl.constexpr):
+        """Dropout of four rows, that of `kernels`, whose rows come in pairs."""
+        pair = (quad * 2)[:, None] * width + column[None, :]
+        first, second = _random_pair(seed, pair)
+        third, fourth = _random_pair(seed, pair + width)
+        a = tl.where(first >= DROP, a * SCALE, 0.0)
+        b = tl.where(second >= DROP, b * SCALE, 0.0)
+        c = tl.where(third >= DROP, c * SCALE, 0.0)
+        d = tl.where(fourth >= DROP, d * SCALE, 0.0)
+        return a, b, c, d
+
+    @triton.jit
     def _glu_of(place, width, inside):
         x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
         distribution, _ = _normal(x)
@@ -303,13 +315,7 @@ if triton_error() is None:
         c = _glu_of(place + 4 * width, width, inside) * factor
         d = _glu_of(place + 6 * width, width, inside) * factor
         if DROP:
-            pair = (quad * 2)[:, None] * width + column[None, :]
-            first, second = _random_pair(seed, pair)
-            third, fourth = _random_pair(seed, pair + width)
-            a = tl.where(first >= DROP, a * SCALE, 0.0)
-            b = tl.where(second >= DROP, b * SCALE, 0.0)
-            c = tl.where(third >= DROP, c * SCALE, 0.0)
-            d = tl.where(fourth >= DROP, d * SCALE, 0.0)
+            a, b, c, d = _drop(a, b, c, d, seed, quad, column, width, DROP, SCALE)
         _store(a, b, c, d, out, turned, quarter, width, quad, column, inside, E4M3)
 
     @triton.jit
@@ -335,13 +341,7 @@ if triton_error() is None:
         c = tl.load(upper + 2 * width, mask=inside, other=0.0).to(tl.float32) * factor
         d = tl.load(upper + 3 * width, mask=inside, other=0.0).to(tl.float32) * factor
         if DROP:
-            pair = (quad * 2)[:, None] * width + column[None, :]
-            first, second = _random_pair(seed, pair)
-            third, fourth = _random_pair(seed, pair + width)
-            a = tl.where(first >= DROP, a * SCALE, 0.0)
-            b = tl.where(second >= DROP, b * SCALE, 0.0)
-            c = tl.where(third >= DROP, c * SCALE, 0.0)
-            d = tl.where(fourth >= DROP, d * SCALE, 0.0)
+            a, b, c, d = _drop(a, b, c, d, seed, quad, column, width, DROP, SCALE)
         a, of_a = _glu_gradient(place, width, a, inside)
         b, of_b = _glu_gradient(place + 2 * width, width, b, inside)
         c, of_c = _glu_gradient(place + 4 * width, width, c, inside)
