@@ -281,19 +281,21 @@ def _check_backend(config: Config[TrainConfig], model: ModelConfig, precision: s
 
 
 def _check_kernels(config: Config[TrainConfig], model: ModelConfig, precision: str) -> None:
-    if not isinstance(model, MosaicBertConfig) or (model.kernels != "triton" and not model.float8):
+    if not isinstance(model, MosaicBertConfig):
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reason = why_unfused(device, model.hidden_act, model.hidden_size)
-    if reason:
+    if reason and model.kernels == "triton":
         config.fail("model.kernels", f"{reason}; take auto or torch", model.kernels)
     if not model.float8:
         return
     if model.kernels == "torch":
-        config.fail("model.float8", "needs model.kernels=triton or auto", model.float8)
-    reason = why_no_float8(device, (model.hidden_size, model.intermediate_size))
-    if reason or precision != "amp_bf16":
-        config.fail("model.float8", reason or f"needs precision=amp_bf16, not {precision}", model.float8)
+        reason = "needs model.kernels=triton or auto"
+    reason = reason or why_no_float8(device, (model.hidden_size, model.intermediate_size))
+    if reason is None and precision != "amp_bf16":
+        reason = f"needs precision=amp_bf16, not {precision}"
+    if reason:
+        config.fail("model.float8", f"{reason}; leave it out", model.float8)
 
 
 def _check_batch(config: Config[TrainConfig], manifest: dict[str, Any]) -> int:

@@ -17,6 +17,7 @@ from bertchen.config import Config
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
 from bertchen.model import MosaicBertConfig
+from bertchen.train import preflight as preflight_file
 from bertchen.train.architectures import build_model_config, count_parameters
 from bertchen.train.checks import CHECKPOINT_BYTES_PER_PARAMETER
 from bertchen.train.preflight import preflight
@@ -185,6 +186,30 @@ def test_a_backend_that_cannot_serve_is_an_error_and_says_why(
     assert "take auto or sdpa" in message
     for served in ("auto", "sdpa"):
         preflight(train_config(f"model.attention_backend={served}"))
+
+
+def test_kernels_that_cant_serve_are_refused(train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight_file, "why_unfused", lambda device, activation, width: "no kernels here")
+    message = refused(train_config("model.kernels=triton"))
+    assert message == "model.kernels=triton (from the command line): no kernels here; take auto or torch"
+    preflight(train_config("model.kernels=auto"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs may have 8-bit products")
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["model.float8=true"], "8-bit matrix products need a GPU of compute capability 8.9 or newer"),
+        (["model.float8=true", "model.kernels=torch"], "needs model.kernels=triton or auto"),
+    ],
+)
+def test_8_bits_that_cant_serve_are_refused(
+    train_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, overrides: list[str], reason: str
+) -> None:
+    monkeypatch.setattr(preflight_file, "why_unfused", lambda device, activation, width: None)
+    message = refused(train_config(*overrides))
+    assert message.startswith("model.float8=True (from the command line): ")
+    assert reason in message
 
 
 def test_data_of_another_tokenizer(train_config: MakeConfig, other_tokenizer: str, tiny_tokenizer: str) -> None:
