@@ -146,7 +146,7 @@ def _train_once(settings: BenchmarkStreamingConfig, folder: Path, source: list[s
     command = [
         sys.executable, "main.py", "yamls/pretrain.yaml", *source, f"tokenizer={settings.train.tokenizer}",
         f"save_folder={folder}", f"seed={settings.seed}", f"max_duration={settings.train.steps}ba", "stop_after=null",
-        "eval.interval=1000000ba", "save_interval=1000000ba", "export=false", "progress_bar=false",
+        "eval.interval=1000000ba", "eval.blocks=1", "save_interval=1000000ba", "export=false", "progress_bar=false",
         "console_log_interval=1000000ba", *settings.train.options,
     ]  # fmt: skip
     began = time.perf_counter()
