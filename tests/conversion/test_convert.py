@@ -43,7 +43,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 @example(["", "[SEP] ist Text", LONG, " \n", "e\u0301 \u2028"])
 @example([MILLION, "", MILLION[::-1], "kurz"])
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.parametrize("strategy", ["naive", "sorted"])
+@pytest.mark.parametrize("strategy", [pytest.param("naive", marks=pytest.mark.slow), "sorted"])
 def test_what_goes_in_comes_out(
     tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: str, strategy: str, texts: list[str]
 ) -> None:

