@@ -157,7 +157,7 @@ def test_workers_end_with_the_command(folder: Path, start: Start) -> None:
     succeed(start())
 
 
-@pytest.mark.parametrize("phase", ["tokenizing", "writing"])
+@pytest.mark.parametrize("phase", [pytest.param("tokenizing", marks=pytest.mark.slow), "writing"])
 def test_a_worker_is_killed(folder: Path, start: Start, phase: str) -> None:
     command = start()
     begun = "segments/*.json" if phase == "tokenizing" else "groups/*.npz"

@@ -89,7 +89,7 @@ def test_streaming_reads_it_from_there(tmp_path: Path, convert: Convert, store: 
         assert len([sample["input_ids"] for sample in dataset]) == figures["blocks"]
 
 
-@pytest.mark.parametrize("keep_local", ["true", "false"])
+@pytest.mark.parametrize("keep_local", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_the_server_goes_away_before_each_kind_of_upload(
     tmp_path: Path, convert: Convert, store: Store, expected: dict[str, Any], keep_local: str
 ) -> None:

@@ -247,6 +247,7 @@ def test_private_data_set(worker: Worker) -> None:
     assert worker.result("read", paths=paths, token=TOKEN) == ["üben"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_conversion_goes_on_with_its_commit(hub: HubServer, worker: Worker, tmp_path: Path) -> None:
     """Through the command: a bad row ends it, the branch moves on, and what is read then is still the first commit."""
     from tokenizers import Tokenizer, models, pre_tokenizers
