@@ -74,6 +74,8 @@ def _bert(config: Config[TrainConfig], given: dict[str, Any], block_size: int) -
         config.fail("model.attention_backend", f"{_ARCHITECTURE}=bert has sdpa alone; take auto or sdpa")
     if given.pop("kernels", "auto") not in _BERT_KERNELS:
         config.fail("model.kernels", f"{_ARCHITECTURE}=bert has PyTorch's alone; take auto or torch")
+    if given.pop("float8", False):
+        config.fail("model.float8", f"{_ARCHITECTURE}=bert has no 8-bit matrix products; leave it out")
     if given.setdefault("max_position_embeddings", block_size) < block_size:
         config.fail("model.max_position_embeddings", f"the data's blocks have {block_size} tokens: give that, or null")
     given.setdefault("attention_probs_dropout_prob", 0.0)
@@ -100,6 +102,7 @@ ARCHITECTURES = {
             **{name: getattr(BertConfig(), name) for name in _BERT_FIELDS},
             "attention_backend": "auto",
             "kernels": "auto",
+            "float8": False,
         },
         ("vocab_size", "intermediate_size", "max_position_embeddings"),
         _bert,

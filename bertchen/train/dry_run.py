@@ -15,6 +15,7 @@ from bertchen.callbacks.peak_memory import peak_memory
 from bertchen.config import Config
 from bertchen.config.schema_train import TrainConfig
 from bertchen.errors import UserError
+from bertchen.model import MosaicBertConfig
 from bertchen.train.architectures import ModelConfig
 from bertchen.train.checks import CHECKPOINT_BYTES_PER_PARAMETER, show_bytes
 from bertchen.train.composer_model import ComposerMaskedLM
@@ -25,7 +26,8 @@ from bertchen.train.preflight import Checked, train_splits
 def flops_per_token(model: ModelConfig, parameters: int, seq_len: int, rate: float) -> float:
     """Training FLOPs a token, forward and backward: 6 for each weight it passes, and attention's.
 
-    Embeddings of words and positions are looked up, not multiplied; the head sees the masked share of tokens only.
+    Embeddings of words and positions are looked up, not multiplied; the head sees the masked share of tokens only,
+    and so does what follows attention in MosaicBERT's last layer.
     Attention takes 2 * 2 * seq_len * hidden FLOPs a layer forward (scores and mix) and twice that backward (Kaplan et
     al., 2020, 2.1).
     """
@@ -34,6 +36,9 @@ def flops_per_token(model: ModelConfig, parameters: int, seq_len: int, rate: flo
     positions = getattr(model, "max_position_embeddings", 0)  # a plain BERT's
     embeddings = (model.vocab_size + positions) * hidden
     passed = parameters - embeddings - hidden * hidden + rate * head
+    if isinstance(model, MosaicBertConfig):
+        after_attention = hidden * hidden + 3 * hidden * model.intermediate_size + 6 * hidden
+        passed -= (1 - rate) * after_attention
     return 6 * passed + 12 * model.num_hidden_layers * seq_len * hidden
 
 

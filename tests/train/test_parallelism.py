@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
 from composer.utils.parallelism import FSDPConfig
 
 from bertchen.config import Config
@@ -134,9 +135,17 @@ def test_layers_are_divided_one_by_one_and_tied_weights_stay_together(
 def test_with_fsdp_each_layer_is_compiled(train_config: MakeConfig, override: str, whole: bool) -> None:
     config = train_config()
     model = builders.build_model(config, preflight(config)).model
-    parallelism.compile_model(train_config(override), model)
+    parallelism.compile_model(train_config(override), model, torch.device("cpu"), torch.float32)
     compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
     assert compiled == ([model] if whole else list(parallelism.encoder_layers(model)))
+
+
+def test_around_the_kernels_only_what_they_leave_is_compiled(train_config: MakeConfig) -> None:
+    config = train_config("model.kernels=triton")
+    model = builders.build_model(config, preflight(config)).model
+    parallelism.compile_model(config, model, torch.device("cpu"), torch.float32)
+    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
+    assert compiled == [model.bert.embeddings, model.cls.predictions.transform]
 
 
 @pytest.mark.parametrize(("given", "node"), [({"GROUP_RANK": "3"}, "3"), ({"GROUP_RANK": "3", "NODE_RANK": "1"}, "1")])
