@@ -176,7 +176,7 @@ def test_a_worker_is_killed(folder: Path, start: Start, phase: str) -> None:
     assert converted(folder / "out") == converted(folder / "whole")
 
 
-@pytest.mark.parametrize("moment", ["start", "tokenizing", "writing"])
+@pytest.mark.parametrize("moment", ["start", pytest.param("tokenizing", marks=pytest.mark.slow), "writing"])
 def test_ctrl_c(folder: Path, start: Start, moment: str) -> None:
     """Which a terminal sends to all processes of the command."""
     command = start()

@@ -118,6 +118,7 @@ def test_killed_before_each_change_of_a_name(tmp_path: Path, convert: Convert, m
     assert change > 40
 
 
+@pytest.mark.slow
 def test_killed_while_it_replaces(tmp_path: Path, convert: Convert) -> None:
     """Before each change of a name near the end, with an old data set in `out`, which is there until the new one is."""
     source = write_corpus(tmp_path / "a.jsonl", some_texts(12))

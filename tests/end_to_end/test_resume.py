@@ -122,6 +122,7 @@ def test_restart_of_a_run_that_has_ended_changes_nothing(
     assert (folder / "hf" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("killed (-9)")
 def test_loader_processes_of_a_killed_run_end(prepared: Prepared, tmp_path: Path) -> None:
     mds = shutil.copytree(prepared.mds, tmp_path / "mds")  # of its own, to know its shared memory by

@@ -219,6 +219,7 @@ def test_the_command_exports(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert 'model="someone/bertchen"' in (tmp_path / "123" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_line_and_code_2(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path, out = str(checkpoint.path), str(tmp_path / "model")
     cases = {

@@ -80,7 +80,7 @@ def test_all_models_meet_all_tasks_before_the_next_seed(make: Make) -> None:
     assert len({run.hash for run in runs}) == len({run.folder for run in runs}) == 8
 
 
-@pytest.mark.parametrize("parts", [1, 3, pytest.param(8, marks=pytest.mark.slow), 10])
+@pytest.mark.parametrize("parts", [1, 3, *(pytest.param(parts, marks=pytest.mark.slow) for parts in (8, 10))])
 def test_parts_make_the_whole(make: Make, parts: int) -> None:
     """Each run is in one part, and no part has more than one run more than another."""
     divided = [plan(make(f"part={number}/{parts}")) for number in range(1, parts + 1)]
