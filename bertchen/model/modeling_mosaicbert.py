@@ -323,11 +323,16 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
 
 def masked_rows(labels: Tensor, max_masked: int | None = None) -> tuple[Rows, Tensor]:
     """`masked_positions` with the way back: the rows to compute, and their labels."""
-    positions, kept = masked_positions(labels, max_masked)
     masked = labels != IGNORE_INDEX
-    number = positions.shape[0]
+    positions = masked.nonzero().flatten() if max_masked is None else None
+    number = min(max_masked, labels.numel()) if positions is None else positions.shape[0]
+    # A running count gives each masked token its slot; all others share one slot too many, which is cut off.
     slots = torch.where(masked, masked.cumsum(0) - 1, number).clamp(max=number)
-    return Rows(positions, slots), kept
+    if positions is not None:
+        return Rows(positions, slots), labels[positions]
+    token = torch.arange(labels.numel(), device=labels.device)
+    positions = token.new_zeros(number + 1).scatter(0, slots, token)[:number]
+    return Rows(positions, slots), labels.new_full((number + 1,), IGNORE_INDEX).scatter(0, slots, labels)[:number]
 
 
 def masked_positions(labels: Tensor, max_masked: int | None = None) -> tuple[Tensor, Tensor]:
@@ -340,17 +345,8 @@ def masked_positions(labels: Tensor, max_masked: int | None = None) -> tuple[Ten
     Returns:
         positions and their labels, both (masked,). Surplus positions point at token 0 and are labelled -100.
     """
-    masked = labels != IGNORE_INDEX
-    if max_masked is None:
-        positions = masked.nonzero().flatten()
-        return positions, labels[positions]
-    max_masked = min(max_masked, labels.numel())
-    # A running count gives each masked token its slot; all others share one slot too many, which is cut off.
-    slot = torch.where(masked, masked.cumsum(0) - 1, max_masked).clamp(max=max_masked)
-    token = torch.arange(labels.numel(), device=labels.device)
-    positions = token.new_zeros(max_masked + 1).scatter(0, slot, token)[:max_masked]
-    kept = labels.new_full((max_masked + 1,), IGNORE_INDEX).scatter(0, slot, labels)[:max_masked]
-    return positions, kept
+    rows, kept = masked_rows(labels, max_masked)
+    return rows.positions, kept
 
 
 class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
