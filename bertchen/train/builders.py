@@ -76,12 +76,13 @@ def build_model(config: Config[TrainConfig], checked: Checked) -> ComposerMasked
         model = load_weights(config, checked.model_config, checked.manifest["block_size"])
     wants_compile = torch.cuda.is_available() if cfg.compile is None else cfg.compile
     mark_layers(config, model)
-    if wants_compile:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        compile_model(config, model, device, compute_dtype(checked.precision))
     facts = {"config": config.to_dict(), "manifest": checked.manifest}
     composer_model = ComposerMaskedLM(model, checked.tokenizer, facts)
     apply_surgeries(config, composer_model, checked.precision)
+    # What is compiled depends on the layers, which a surgery may have changed.
+    if wants_compile:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        compile_model(config, model, device, compute_dtype(checked.precision))
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     return composer_model
 
