@@ -6,6 +6,8 @@ so that the residual stream costs half the memory traffic; without autocast all 
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,8 +139,8 @@ class Layer(nn.Module):
 
     def changed(self) -> str | None:
         """The name of a part that isn't what this class makes, such as a LayerNorm put in its place; or None."""
-        for name, kind in _PARTS.items():
-            part = self.get_submodule(name)
+        for name, (part_of, kind) in _PARTS.items():
+            part = part_of(self)
             if type(part) is not kind or part._forward_hooks or part._forward_pre_hooks:
                 return name
         return None
@@ -160,7 +162,7 @@ class Layer(nn.Module):
         )  # fmt: skip
 
 
-_PARTS: dict[str, type[nn.Module]] = {
+_KINDS: dict[str, type[nn.Module]] = {
     "attention": Attention,
     "attention.self": SelfAttention,
     "attention.self.Wqkv": nn.Linear,
@@ -174,6 +176,8 @@ _PARTS: dict[str, type[nn.Module]] = {
     "mlp.dropout": nn.Dropout,
     "mlp.layernorm": LayerNorm,
 }
+# Looked at in every forward pass: how to get there is prepared.
+_PARTS = {name: (attrgetter(name), kind) for name, kind in _KINDS.items()}
 
 
 class PredictionHeadTransform(nn.Module):
