@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from . import fused, kernels
-from .attention import attend
 from .kernels import triton_error
-from .padding import put_rows, take_rows
 
 if triton_error() is None:
     import triton
@@ -98,11 +96,10 @@ def glu(gated: Tensor, unit: Tensor, p: float, seed: Tensor | None) -> tuple[Ten
     """`kernels.glu`, quantized to e4m3: (tokens, width) and (width, tokens)."""
     tokens, width = gated.shape[0], gated.shape[1] // 2
     out, turned = _room(tokens, width, gated.device)
-    drop = kernels.threshold(p) if seed is not None else 0
+    seed, drop, scale = kernels.dropout_arguments(p, seed, gated)
     _glu[(triton.cdiv(tokens, _ROWS), triton.cdiv(width, _COLUMNS))](
-        gated, out, turned, unit, seed if drop else gated, tokens // 4, width, True, drop,
-        kernels.RANDOM_VALUES / (kernels.RANDOM_VALUES - drop), _ROWS // 4, _COLUMNS, num_warps=4,
-    )  # fmt: skip
+        gated, out, turned, unit, seed, tokens // 4, width, True, drop, scale, _ROWS // 4, _COLUMNS, num_warps=4
+    )
     return out.view(torch.float8_e4m3fn), turned.view(torch.float8_e4m3fn)
 
 
@@ -110,11 +107,10 @@ def glu_backward(grad: Tensor, gated: Tensor, unit: Tensor, p: float, seed: Tens
     """`kernels.glu_backward`, quantized to e5m2: (tokens, 2 * width) and (2 * width, tokens)."""
     tokens, width = grad.shape
     out, turned = _room(tokens, 2 * width, gated.device)
-    drop = kernels.threshold(p) if seed is not None else 0
+    seed, drop, scale = kernels.dropout_arguments(p, seed, gated)
     _glu_backward[(triton.cdiv(tokens, _ROWS), triton.cdiv(width, _COLUMNS))](
-        grad, gated, out, turned, unit, seed if drop else gated, tokens // 4, width, False, drop,
-        kernels.RANDOM_VALUES / (kernels.RANDOM_VALUES - drop), _ROWS // 4, _COLUMNS, num_warps=8,
-    )  # fmt: skip
+        grad, gated, out, turned, unit, seed, tokens // 4, width, False, drop, scale, _ROWS // 4, _COLUMNS, num_warps=8
+    )
     return out.view(torch.float8_e5m2), turned.view(torch.float8_e5m2)
 
 
@@ -148,7 +144,7 @@ def float8_layer(x: Tensor, weights: fused.LayerWeights, settings: fused.LayerSe
 class _Float8Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: fused.LayerSettings, *parameters: Tensor) -> Tensor:
-        context, num_heads, rows, attention_p, mlp_p, eps, last_eps = settings
+        _, _, _, attention_p, mlp_p, eps, last_eps = settings
         weights = fused.LayerWeights(*parameters)
         dtype = x.dtype
         dense_weight = weights.dense.to(dtype)
@@ -163,13 +159,7 @@ class _Float8Layer(torch.autograd.Function):
 
         x_8, x_turned = quantize(x, norm_unit, torch.float8_e4m3fn)
         qkv = product(x_8, qkv_8, norm_unit, weight_units[0], dtype, weights.qkv_bias.to(dtype))
-        with torch.enable_grad():
-            leaf = qkv.unflatten(-1, (3, num_heads, -1)).requires_grad_()
-            attended = attend(leaf, context)
-        flat = attended.detach().flatten(1)
-        residual = x
-        if rows is not None:
-            flat, residual = take_rows(flat, rows), take_rows(x, rows)
+        graph, flat, residual = fused.attend_apart(qkv, x, settings, differentiate=True)
         dense = flat @ dense_weight.t()
         middle, moments = kernels.add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
@@ -181,7 +171,7 @@ class _Float8Layer(torch.autograd.Function):
         result, last_moments = kernels.add_norm(
             out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
         )
-        ctx.graph, ctx.settings = (leaf, attended), settings
+        ctx.graph, ctx.settings = graph, settings
         ctx.save_for_backward(
             x_turned, flat, residual, dense, middle, middle_turned, moments, gated, hidden_turned, out, last_moments,
             *seeds, norm_unit, glu_unit, *weight_units, qkv_turned, gated_turned, wo_turned, dense_weight,
@@ -191,7 +181,7 @@ class _Float8Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        rows, attention_p, mlp_p = ctx.settings.rows, ctx.settings.attention_p, ctx.settings.mlp_p
+        settings, attention_p, mlp_p = ctx.settings, ctx.settings.attention_p, ctx.settings.mlp_p
         (
             x_turned, flat, residual, dense, middle, middle_turned, moments, gated, hidden_turned, out, last_moments,
             seed, mlp_seed, norm_unit, glu_unit, qkv_unit, gated_unit, wo_unit, qkv_turned, gated_turned,
@@ -214,14 +204,9 @@ class _Float8Layer(torch.autograd.Function):
             of_out, dense, dense_bias, residual, norm, moments, attention_p, seed, of_middle
         )
         of_dense_weight = fused.weight_gradient(of_dense, flat)
-        of_attended = of_dense @ dense_weight
-        if rows is not None:
-            of_attended, of_x = put_rows(of_attended, rows), put_rows(of_x, rows)
-        leaf, attended = ctx.graph
-        ctx.graph = None
-        (of_qkv,) = torch.autograd.grad(attended, leaf, of_attended.view_as(attended))
-        of_qkv = of_qkv.flatten(1)
-        of_qkv_bias = fused.attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, ctx.settings.context.dropout_p)
+        graph, ctx.graph = ctx.graph, None
+        of_qkv, of_x = fused.attend_apart_backward(graph, of_dense @ dense_weight, of_x, settings)
+        of_qkv_bias = fused.attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, settings.context.dropout_p)
         of_qkv_8, of_qkv_turned = quantize(of_qkv, unit, torch.float8_e5m2)
         of_qkv_weight = product(of_qkv_turned, x_turned, unit, norm_unit, torch.float32, exact_sums=True)
         of_x = of_x.add_(product(of_qkv_8, qkv_turned, unit, qkv_unit, dtype))

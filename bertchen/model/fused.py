@@ -67,22 +67,15 @@ def fused_layer(x: Tensor, weights: LayerWeights, settings: LayerSettings) -> Te
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: LayerSettings, *parameters: Tensor) -> Tensor:
-        context, num_heads, rows, attention_p, mlp_p, eps, last_eps = settings
+        _, _, _, attention_p, mlp_p, eps, last_eps = settings
         weights = LayerWeights(*parameters)
         dtype = x.dtype
         qkv_weight, dense_weight, gated_weight, wo_weight = (
             weight.to(dtype) for weight in (weights.qkv, weights.dense, weights.gated, weights.wo)
         )
         seeds = [kernels.new_seed(x.device) if p else None for p in (attention_p, mlp_p)]
-        qkv = F.linear(x, qkv_weight, weights.qkv_bias.to(dtype)).unflatten(-1, (3, num_heads, -1))
-        # Attention differentiates itself, by a graph of its own that the backward below goes through.
-        with torch.enable_grad():
-            leaf = qkv.requires_grad_(any(ctx.needs_input_grad))
-            attended = attend(leaf, context)
-        flat = attended.detach().flatten(1)
-        residual = x
-        if rows is not None:
-            flat, residual = take_rows(flat, rows), take_rows(x, rows)
+        qkv = F.linear(x, qkv_weight, weights.qkv_bias.to(dtype))
+        graph, flat, residual = attend_apart(qkv, x, settings, any(ctx.needs_input_grad))
         dense = flat @ dense_weight.t()
         middle, moments = kernels.add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
@@ -93,7 +86,7 @@ class _Layer(torch.autograd.Function):
         result, last_moments = kernels.add_norm(
             out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
         )
-        ctx.graph, ctx.settings = (leaf, attended), settings
+        ctx.graph, ctx.settings = graph, settings
         ctx.save_for_backward(
             x, flat, residual, dense, middle, moments, gated, hidden, out, last_moments, *seeds,
             qkv_weight, dense_weight, gated_weight, wo_weight,
@@ -103,7 +96,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        rows, attention_p, mlp_p = ctx.settings.rows, ctx.settings.attention_p, ctx.settings.mlp_p
+        settings, attention_p, mlp_p = ctx.settings, ctx.settings.attention_p, ctx.settings.mlp_p
         (
             x, flat, residual, dense, middle, moments, gated, hidden, out, last_moments, seed, mlp_seed,
             qkv_weight, dense_weight, gated_weight, wo_weight, dense_bias, norm, wo_bias, last_norm,
@@ -119,21 +112,48 @@ class _Layer(torch.autograd.Function):
             of_middle, dense, dense_bias, residual, norm, moments, attention_p, seed
         )
         of_dense_weight = weight_gradient(of_dense, flat)
-        of_attended = of_dense @ dense_weight
-        if rows is not None:
-            of_attended, of_x = put_rows(of_attended, rows), put_rows(of_x, rows)
-        leaf, attended = ctx.graph
-        ctx.graph = None
-        (of_qkv,) = torch.autograd.grad(attended, leaf, of_attended.view_as(attended))
-        of_qkv = of_qkv.flatten(1)
+        graph, ctx.graph = ctx.graph, None
+        of_qkv, of_x = attend_apart_backward(graph, of_dense @ dense_weight, of_x, settings)
         of_qkv_weight = weight_gradient(of_qkv, x)
-        of_qkv_bias = attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, ctx.settings.context.dropout_p)
+        of_qkv_bias = attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, settings.context.dropout_p)
         # The dense product's gradient, where nothing drops, is the residual's too: it has been used by now.
         of_x = of_x.addmm_(of_qkv, qkv_weight)
         return (
             of_x, None, of_qkv_weight, of_qkv_bias, of_dense_weight, of_dense_bias, of_norm, of_shift, of_gated_weight,
             of_wo, of_wo_bias, of_last_norm, of_last_shift,
         )  # fmt: skip
+
+
+def attend_apart(
+    qkv: Tensor, x: Tensor, settings: LayerSettings, differentiate: bool
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Attention within a forward that is written out: it differentiates itself, by a graph of its own.
+
+    Args:
+        qkv: (tokens, 3 * hidden).
+        x: the layer's input, (tokens, hidden).
+
+    Returns:
+        The graph's ends for `attend_apart_backward`, and attention's result and `x` at the rows that are wanted.
+    """
+    with torch.enable_grad():
+        leaf = qkv.unflatten(-1, (3, settings.num_heads, -1)).requires_grad_(differentiate)
+        attended = attend(leaf, settings.context)
+    flat = attended.detach().flatten(1)
+    if settings.rows is not None:
+        flat, x = take_rows(flat, settings.rows), take_rows(x, settings.rows)
+    return (leaf, attended), flat, x
+
+
+def attend_apart_backward(
+    graph: tuple[Tensor, Tensor], of_attended: Tensor, of_x: Tensor, settings: LayerSettings
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `qkv`, (tokens, 3 * hidden), and of `x` from those of `attend_apart`'s results."""
+    leaf, attended = graph
+    if settings.rows is not None:
+        of_attended, of_x = put_rows(of_attended, settings.rows), put_rows(of_x, settings.rows)
+    (of_qkv,) = torch.autograd.grad(attended, leaf, of_attended.view_as(attended))
+    return of_qkv.flatten(1), of_x
 
 
 def attention_bias_gradient(of_qkv: Tensor, of_dense_bias: Tensor, dense_weight: Tensor, dropout_p: float) -> Tensor:

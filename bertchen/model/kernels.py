@@ -58,6 +58,12 @@ def new_seed(device: torch.device) -> Tensor:
     return torch.randint(-(1 << 63), (1 << 63) - 1, (1,), device=device)
 
 
+def dropout_arguments(p: float, seed: Tensor | None, unused: Tensor) -> tuple[Tensor, int, float]:
+    """What a kernel takes for its dropout: the seed, or `unused` in its place; the threshold; what scales the rest."""
+    drop = threshold(p) if seed is not None else 0
+    return (seed if seed is not None and drop else unused), drop, RANDOM_VALUES / (RANDOM_VALUES - drop)
+
+
 @cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
@@ -85,11 +91,10 @@ def glu(gated: Tensor, p: float, seed: Tensor | None) -> Tensor:
     out = gated.new_empty(tokens, width)
     block = _block(width, 1024)
     if tokens:
-        drop = threshold(p) if seed is not None else 0
+        seed, drop, scale = dropout_arguments(p, seed, gated)
         _glu[(triton.cdiv(tokens, 2), triton.cdiv(width, block))](
-            gated, out, seed if drop else gated, tokens, width, drop, RANDOM_VALUES / (RANDOM_VALUES - drop), block,
-            num_warps=4,
-        )  # fmt: skip
+            gated, out, seed, tokens, width, drop, scale, block, num_warps=4
+        )
     return out
 
 
@@ -99,11 +104,10 @@ def glu_backward(grad: Tensor, gated: Tensor, p: float, seed: Tensor | None) -> 
     out = torch.empty_like(gated)
     block = _block(width, 1024)
     if tokens:
-        drop = threshold(p) if seed is not None else 0
+        seed, drop, scale = dropout_arguments(p, seed, gated)
         _glu_backward[(triton.cdiv(tokens, 2), triton.cdiv(width, block))](
-            grad, gated, out, seed if drop else gated, tokens, width, drop, RANDOM_VALUES / (RANDOM_VALUES - drop),
-            block, num_warps=4,
-        )  # fmt: skip
+            grad, gated, out, seed, tokens, width, drop, scale, block, num_warps=4
+        )
     return out
 
 
@@ -123,10 +127,10 @@ def add_norm(
     out = torch.empty_like(x)
     moments = torch.empty(tokens, 2, device=x.device, dtype=torch.float32)
     if tokens:
-        drop = threshold(p) if seed is not None else 0
+        seed, drop, scale = dropout_arguments(p, seed, x)
         _add_norm[(triton.cdiv(tokens, 2),)](
-            x, bias, residual, weight, shift, out, moments, seed if drop else x, tokens, eps, width, drop,
-            RANDOM_VALUES / (RANDOM_VALUES - drop), triton.next_power_of_2(width), num_warps=_warps(width),
+            x, bias, residual, weight, shift, out, moments, seed, tokens, eps, width, drop, scale,
+            triton.next_power_of_2(width), num_warps=_warps(width),
         )  # fmt: skip
     return out, moments
 
@@ -142,15 +146,14 @@ def add_norm_backward(
         and bias, float32, (3, width).
     """
     tokens, width = x.shape
-    drop = threshold(p) if seed is not None else 0
+    seed, drop, scale = dropout_arguments(p, seed, x)
     of_residual = torch.empty_like(x)
     of_x = torch.empty_like(x) if drop else of_residual
     programs = min(triton.cdiv(max(tokens, 1), 2), _PROGRAMS_PER_PROCESSOR * _processors(x.device))
     sums = torch.empty(programs, 3, width, device=x.device, dtype=torch.float32)
     _add_norm_backward[(programs,)](
         grad, grad if more is None else more, x, bias, residual, weight, moments, of_x, of_residual, sums,
-        seed if drop else x, tokens, width, more is not None, drop, RANDOM_VALUES / (RANDOM_VALUES - drop),
-        triton.next_power_of_2(width), num_warps=_warps(width) // 2,
+        seed, tokens, width, more is not None, drop, scale, triton.next_power_of_2(width), num_warps=_warps(width) // 2,
     )  # fmt: skip
     return of_x, of_residual, sums.sum(0)
 
