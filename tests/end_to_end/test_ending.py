@@ -117,8 +117,12 @@ def _vocabulary(saved: dict[str, torch.Tensor]) -> int:
 
 
 def _flops_by_hand(vocab: int, hidden: int, layers: int, wide: int, rows: int, rate: float) -> float:
-    """Two FLOPs a multiplication and addition, three times the forward pass: matrices, attention, and the head."""
-    matrices = layers * (4 * hidden * hidden + 3 * hidden * wide)
+    """Two FLOPs a multiplication and addition, three times the forward pass: matrices, attention, and the head.
+
+    Of the last layer only masked tokens, as of the head, pass what follows attention.
+    """
+    after_attention = hidden * hidden + 3 * hidden * wide
+    matrices = layers * 3 * hidden * hidden + (layers - 1 + rate) * after_attention
     attention = layers * 2 * rows * hidden
     head = rate * (hidden * hidden + hidden * vocab)
     return 6 * (matrices + attention + head)
