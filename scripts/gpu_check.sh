@@ -5,7 +5,8 @@
 #   scripts/gpu_check.sh speed MDS TOKENIZER OUT     kernels against torch.compile and other models: step, evaluation, whole
 #                                                    runs, 24 GB, 8 bits where they can serve, JSON lines to OUT/speed.jsonl
 #   scripts/gpu_check.sh parity MDS TOKENIZER OUT [key=value …]    five minutes each: three seeds of torch.compile, then the
-#                                                    kernels and 8 bits; what they reached to OUT/parity.jsonl
+#                                                    kernels and 8 bits; what they reached to OUT/parity.jsonl. RUNS in
+#                                                    the environment chooses: RUNS="torch_1 triton_1", seed last
 #   scripts/gpu_check.sh scaling MDS TOKENIZER OUT [key=value …]   tokens/s by one GPU and by all, to OUT/scaling.jsonl
 #   scripts/gpu_check.sh fsdp MDS TOKENIZER OUT [key=value …]      DDP, FSDP, FSDP gone on with: their losses side by side
 #   scripts/gpu_check.sh data CORPUS TOKENIZER MDS   convert a corpus
@@ -48,25 +49,32 @@ parity)
   mds=$1 tokenizer=$2 out=$3
   shift 3
   mkdir -p "$out"
-  train() {
-    name=$1
-    shift
+  for name in ${RUNS:-torch_1 torch_2 torch_3 triton_1 float8_1}; do
+    case $name in
+    torch_*) how=(model.kernels=torch model.attention_backend=flex) ;;
+    triton_*) how=(model.kernels=triton microbatch_tokens=131072) ;;
+    float8_*) how=(model.float8=true microbatch_tokens=131072) ;;
+    esac
     "$python" main.py yamls/pretrain.yaml "data.local=$mds" "tokenizer=$tokenizer" "save_folder=$out/$name" \
       progress_bar=false export=false save_interval=1000000ba save_num_checkpoints_to_keep=1 eval.interval=80ba \
-      max_duration=240ba stop_after=null scheduler.t_warmup=80ba "eval.lengths=[512]" "$@" >"$out/$name.log" 2>&1 || true
+      max_duration=240ba stop_after=null scheduler.t_warmup=80ba "eval.lengths=[512]" "seed=${name#*_}" "${how[@]}" "$@" \
+      >"$out/$name.log" 2>&1 || true
     "$python" - "$out" "$name" <<'PY' | tee -a "$out/parity.jsonl"
-import json, sys
+import json, statistics, sys
 
 out, name = sys.argv[1:]
 rows = [json.loads(line) for line in open(f"{out}/{name}/metrics.jsonl")]
 losses = [row["loss/train/total"] for row in rows if "loss/train/total" in row]
 validation = [row[key] for row in rows for key in row if key.endswith("eval_512/MaskedCrossEntropy")]
-print(json.dumps({"run": name, "steps": len(losses), "validation": validation, "training": losses[9::10]}))
+rates = [row["throughput/tokens_per_sec"] for row in rows if "throughput/tokens_per_sec" in row]
+print(json.dumps({
+    "run": name, "steps": len(losses), "validation": validation, "training": losses[9::10],
+    "tokens_per_second_median": round(statistics.median(rates)) if rates else None,
+    "seconds": max((row["throughput/seconds"] for row in rows if "throughput/seconds" in row), default=None),
+    "checkpoint_seconds": next((row[key] for row in rows[::-1] for key in row if "checkpoint_seconds" in key), None),
+}))
 PY
-  }
-  for seed in 1 2 3; do train "torch_$seed" model.kernels=torch model.attention_backend=flex "seed=$seed" "$@"; done
-  train triton_1 model.kernels=triton seed=1 "$@"
-  train float8_1 model.float8=true seed=1 "$@"
+  done
   ;;
 scaling)
   out=$3
@@ -136,7 +144,7 @@ PY
   exit "$status"
   ;;
 *)
-  echo "unknown part $part: test, step, scaling, fsdp, data or train" >&2
+  echo "unknown part $part: test, step, speed, parity, scaling, fsdp, data or train" >&2
   exit 2
   ;;
 esac

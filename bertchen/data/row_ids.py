@@ -36,4 +36,6 @@ def global_row_ids(batch: dict[str, Any]) -> list[int]:
         batch: of this process, from a loader of training blocks; microbatches have all the blocks of their batch.
     """
     mine = torch.from_numpy(batch[BLOCKS])
+    if dist.get_world_size() == 1:  # whose group, if a launcher made one, may be of GPUs alone
+        return mine.tolist()
     return torch.cat(list(dist.all_gather(mine, group=host_group()))).tolist()

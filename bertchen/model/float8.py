@@ -144,7 +144,7 @@ def float8_layer(x: Tensor, weights: fused.LayerWeights, settings: fused.LayerSe
 class _Float8Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: fused.LayerSettings, *parameters: Tensor) -> Tensor:
-        _, _, _, attention_p, mlp_p, eps, last_eps = settings
+        _, _, _, attention_p, mlp_p, eps, last_eps, _ = settings
         weights = fused.LayerWeights(*parameters)
         dtype = x.dtype
         dense_weight = weights.dense.to(dtype)
@@ -159,7 +159,7 @@ class _Float8Layer(torch.autograd.Function):
 
         x_8, x_turned = quantize(x, norm_unit, torch.float8_e4m3fn)
         qkv = product(x_8, qkv_8, norm_unit, weight_units[0], dtype, weights.qkv_bias.to(dtype))
-        graph, flat, residual = fused.attend_apart(qkv, x, settings, differentiate=True)
+        graph, flat, residual = fused.attend_apart(qkv, x, settings)
         dense = flat @ dense_weight.t()
         middle, moments = kernels.add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]

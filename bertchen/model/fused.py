@@ -47,6 +47,7 @@ class LayerSettings(NamedTuple):
         attention_p, mlp_p: probabilities of dropout on the attention's output and in the feed-forward, 0 where not
             training.
         eps, last_eps: of the two LayerNorms.
+        differentiate: whether gradients may be asked for.
     """
 
     context: AttentionContext
@@ -56,6 +57,7 @@ class LayerSettings(NamedTuple):
     mlp_p: float
     eps: float
     last_eps: float
+    differentiate: bool
 
 
 @torch.compiler.disable
@@ -67,7 +69,7 @@ def fused_layer(x: Tensor, weights: LayerWeights, settings: LayerSettings) -> Te
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: LayerSettings, *parameters: Tensor) -> Tensor:
-        _, _, _, attention_p, mlp_p, eps, last_eps = settings
+        _, _, _, attention_p, mlp_p, eps, last_eps, _ = settings
         weights = LayerWeights(*parameters)
         dtype = x.dtype
         qkv_weight, dense_weight, gated_weight, wo_weight = (
@@ -75,7 +77,7 @@ class _Layer(torch.autograd.Function):
         )
         seeds = [kernels.new_seed(x.device) if p else None for p in (attention_p, mlp_p)]
         qkv = F.linear(x, qkv_weight, weights.qkv_bias.to(dtype))
-        graph, flat, residual = attend_apart(qkv, x, settings, any(ctx.needs_input_grad))
+        graph, flat, residual = attend_apart(qkv, x, settings)
         dense = flat @ dense_weight.t()
         middle, moments = kernels.add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
@@ -124,9 +126,7 @@ class _Layer(torch.autograd.Function):
         )  # fmt: skip
 
 
-def attend_apart(
-    qkv: Tensor, x: Tensor, settings: LayerSettings, differentiate: bool
-) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+def attend_apart(qkv: Tensor, x: Tensor, settings: LayerSettings) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Attention within a forward that is written out: it differentiates itself, by a graph of its own.
 
     Args:
@@ -136,8 +136,8 @@ def attend_apart(
     Returns:
         The graph's ends for `attend_apart_backward`, and attention's result and `x` at the rows that are wanted.
     """
-    with torch.enable_grad():
-        leaf = qkv.unflatten(-1, (3, settings.num_heads, -1)).requires_grad_(differentiate)
+    with torch.set_grad_enabled(settings.differentiate):
+        leaf = qkv.unflatten(-1, (3, settings.num_heads, -1)).requires_grad_(settings.differentiate)
         attended = attend(leaf, settings.context)
     flat = attended.detach().flatten(1)
     if settings.rows is not None:

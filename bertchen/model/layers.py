@@ -158,7 +158,7 @@ class Layer(nn.Module):
         return LayerSettings(
             context, self.attention.self.num_heads, rows,
             output.dropout.p if output.dropout.training else 0.0, mlp.dropout.p if mlp.dropout.training else 0.0,
-            output.LayerNorm.eps, mlp.layernorm.eps,
+            output.LayerNorm.eps, mlp.layernorm.eps, torch.is_grad_enabled(),
         )  # fmt: skip
 
 

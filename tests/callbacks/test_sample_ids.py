@@ -60,7 +60,19 @@ def test_the_blocks_of_all_processes_come_in_the_order_of_their_ranks(monkeypatc
         return [mine, mine + 100]
 
     monkeypatch.setattr("bertchen.data.row_ids.dist.all_gather", as_of_two)
+    monkeypatch.setattr("bertchen.data.row_ids.dist.get_world_size", lambda: 2)
+    monkeypatch.setattr("bertchen.data.row_ids.host_group", lambda: None)
     assert global_row_ids({BLOCKS: np.array([5, 3])}) == [5, 3, 105, 103]
+
+
+def test_one_process_asks_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher's group on a GPU, NCCL's, gathers nothing that lies on the host."""
+
+    def of_gpus_alone(mine: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    monkeypatch.setattr("bertchen.data.row_ids.dist.all_gather", of_gpus_alone)
+    assert global_row_ids({BLOCKS: np.array([5, 3])}) == [5, 3]
 
 
 @pytest.mark.parametrize(

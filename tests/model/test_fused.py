@@ -19,12 +19,12 @@ pytestmark = pytest.mark.skipif(kernels.why_unable(DEVICE) is not None, reason=s
 LENGTHS = [12, 5, 0, 9]
 
 
-def models(**changes: Any) -> tuple[MosaicBertForMaskedLM, MosaicBertForMaskedLM]:
+def models(attention: str = "sdpa", **changes: Any) -> tuple[MosaicBertForMaskedLM, MosaicBertForMaskedLM]:
     """The same weights, by the kernels and by PyTorch, biases and LayerNorms other than at the start."""
     made = []
-    for choice in ("triton", "torch"):
+    for choice, backend in (("triton", attention), ("torch", "sdpa")):
         torch.manual_seed(0)
-        model = MosaicBertForMaskedLM(tiny_config(kernels=choice, attention_backend="sdpa", **changes)).train()
+        model = MosaicBertForMaskedLM(tiny_config(kernels=choice, attention_backend=backend, **changes)).train()
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
@@ -87,8 +87,9 @@ def test_all_hidden_states_and_their_gradients() -> None:
     assert_same_gradients(ours, reference, rtol=2e-3, atol=2e-4)
 
 
-def test_evaluation_gives_logits() -> None:
-    ours, reference = (model.eval() for model in models())
+@pytest.mark.parametrize("attention", ["sdpa", "triton"])
+def test_evaluation_gives_logits(attention: str) -> None:
+    ours, reference = (model.eval() for model in models(attention))
     batch = batch_of(padded=True, spare=2)
     with torch.no_grad():
         got, expected = ours(**batch), reference(**batch)
