@@ -9,12 +9,14 @@
 #                                                    the environment chooses: RUNS="torch_1 triton_1", seed last
 #   scripts/gpu_check.sh scaling MDS TOKENIZER OUT [key=value …]   tokens/s by one GPU and by all, to OUT/scaling.jsonl
 #   scripts/gpu_check.sh fsdp MDS TOKENIZER OUT [key=value …]      DDP, FSDP, FSDP gone on with: their losses side by side
+#   scripts/gpu_check.sh finetune MODEL TASKS OUT [key=value …]    scripts/compare_pretraining.sh with its runs shared out among
+#                                                    the GPUs, PARTS (2) at a time on each; lines to OUT/results.jsonl
 #   scripts/gpu_check.sh data CORPUS TOKENIZER MDS   convert a corpus
 #   scripts/gpu_check.sh train MDS TOKENIZER OUT NAME [key=value …]   a run through main.py; its metrics go to OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-part=${1:?test, step, speed, parity, scaling, fsdp, data or train}
+part=${1:?test, step, speed, parity, scaling, fsdp, finetune, data or train}
 shift
 case $part in
 test)
@@ -115,6 +117,20 @@ print(json.dumps({
 }))
 PY
   ;;
+finetune)
+  model=$1 tasks=$2 out=$3
+  shift 3
+  gpus=$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')
+  parts=$((gpus * ${PARTS:-2}))
+  mkdir -p "$out"
+  for part in $(seq "$parts"); do
+    CUDA_VISIBLE_DEVICES=$((part % gpus)) PART=$part/$parts \
+      scripts/compare_pretraining.sh "$model" "$tasks" "$out/part$part" "$@" >"$out/part$part.log" 2>&1 &
+  done
+  wait
+  cat "$out"/part*/results.jsonl >"$out/results.jsonl"
+  "$python" scripts/report.py "$out/results.jsonl" "out=$out/report"
+  ;;
 data)
   "$python" scripts/convert_dataset.py yamls/data/local.yaml "source.path=$1" "tokenizer=$2" "out=$3"
   ;;
@@ -144,7 +160,7 @@ PY
   exit "$status"
   ;;
 *)
-  echo "unknown part $part: test, step, speed, parity, scaling, fsdp, data or train" >&2
+  echo "unknown part $part: test, step, speed, parity, scaling, fsdp, finetune, data or train" >&2
   exit 2
   ;;
 esac
