@@ -17,6 +17,7 @@ from .attention import AttentionContext, attend
 from .configuration_mosaicbert import MosaicBertConfig
 from .float8 import float8_layer
 from .fused import LayerSettings, LayerWeights, fused_layer
+from .onednn import linear, linear_times, project, serves
 from .padding import Rows, TakeRows
 
 
@@ -65,7 +66,7 @@ class SelfAttention(nn.Module):
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        qkv = self.Wqkv(x).unflatten(-1, (3, self.num_heads, -1))
+        qkv = project(self.Wqkv, x).unflatten(-1, (3, self.num_heads, -1))
         return attend(qkv, context).flatten(1)
 
 
@@ -79,7 +80,7 @@ class AttentionOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, attended: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(attended)) + residual)
+        return self.LayerNorm(self.dropout(project(self.dense, attended)) + residual)
 
 
 class Attention(nn.Module):
@@ -101,18 +102,20 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gated_layers = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.act = ACT2FN[config.hidden_act]
+        self.is_gelu = config.hidden_act == "gelu"
         self.wo = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layernorm(self.wo(self.dropout(self._gated(x))) + x)
+        return self.layernorm(project(self.wo, self.dropout(self._gated(x))) + x)
 
     def _gated(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.is_grad_enabled() and type(self.gated_layers) is nn.Linear:
+        if serves(x, self.gated_layers):
             # Two smaller products are faster there than one whose halves lie apart in memory.
-            gate, value = (F.linear(x, half) for half in self.gated_layers.weight.chunk(2))
-            return self.act(gate).mul_(value)
+            of_gate, of_value = self.gated_layers.weight.chunk(2)
+            gate = linear(x, of_gate, gelu=self.is_gelu)
+            return linear_times(x, of_value, gate if self.is_gelu else self.act(gate))
         gate, value = self.gated_layers(x).chunk(2, dim=-1)
         return self.act(gate) * value
 
@@ -190,7 +193,7 @@ class PredictionHeadTransform(nn.Module):
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.LayerNorm(self.act(self.dense(x)))
+        return self.LayerNorm(self.act(project(self.dense, x)))
 
 
 class PredictionHead(nn.Module):
@@ -202,7 +205,7 @@ class PredictionHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.transform(x))
+        return project(self.decoder, self.transform(x))
 
 
 class MaskedLMHead(nn.Module):
