@@ -180,19 +180,17 @@ class Bench:
     def by_kind(self) -> dict[str, Any]:
         """Nanoseconds a token: of a microbatch by the clock, and of its kernels by kind and the longest by name.
 
-        Profiled in the midst of others, as a GPU that comes from a pause is faster than one that goes on.
+        Profiled in the midst of others, as a GPU that comes from a pause may be faster than one that goes on.
         """
         before, profiled = 8, 4
         schedule = torch.profiler.schedule(wait=0, warmup=before, active=profiled)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], schedule=schedule) as profile:
-            started = 0.0
-            for turn in range(before + profiled):
-                if turn == before:
-                    started = time.perf_counter()
+            started = []
+            for _ in range(before + profiled):
+                started.append(time.perf_counter())
                 self.micro_step()
                 torch.cuda.synchronize()
-                if turn == before + profiled - 1:
-                    clock = time.perf_counter() - started
+                ended = time.perf_counter()
                 profile.step()
         self.model.zero_grad(set_to_none=True)
         kinds: dict[str, float] = defaultdict(float)
@@ -202,7 +200,7 @@ class Bench:
             kinds[kind_of(name)] += spent
         longest = sorted(kernels.items(), key=lambda pair: -pair[1])[:12]
         return {
-            "ns_a_token": round(1e9 * clock / tokens, 1),
+            "ns_a_token": round(1e9 * (ended - started[before]) / tokens, 1),
             "ns_a_token_by_kind": {kind: round(spent, 1) for kind, spent in sorted(kinds.items(), key=lambda p: -p[1])},
             "longest_kernels": [[name[:70], round(spent, 1)] for name, spent in longest],
         }

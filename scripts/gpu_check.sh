@@ -56,6 +56,10 @@ parity)
     torch_*) how=(model.kernels=torch model.attention_backend=flex) ;;
     triton_*) how=(model.kernels=triton microbatch_tokens=131072) ;;
     float8_*) how=(model.float8=true microbatch_tokens=131072) ;;
+    *)
+      echo "unknown run $name: torch_SEED, triton_SEED or float8_SEED" >&2
+      exit 2
+      ;;
     esac
     "$python" main.py yamls/pretrain.yaml "data.local=$mds" "tokenizer=$tokenizer" "save_folder=$out/$name" \
       progress_bar=false export=false save_interval=1000000ba save_num_checkpoints_to_keep=1 eval.interval=80ba \
@@ -123,13 +127,16 @@ finetune)
   gpus=$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')
   parts=$((gpus * ${PARTS:-2}))
   mkdir -p "$out"
+  processes=() status=0
   for part in $(seq "$parts"); do
     CUDA_VISIBLE_DEVICES=$((part % gpus)) PART=$part/$parts \
       scripts/compare_pretraining.sh "$model" "$tasks" "$out/part$part" "$@" >"$out/part$part.log" 2>&1 &
+    processes+=($!)
   done
-  wait
+  for process in "${processes[@]}"; do wait "$process" || status=$?; done
   cat "$out"/part*/results.jsonl >"$out/results.jsonl"
   "$python" scripts/report.py "$out/results.jsonl" "out=$out/report"
+  exit "$status"
   ;;
 data)
   "$python" scripts/convert_dataset.py yamls/data/local.yaml "source.path=$1" "tokenizer=$2" "out=$3"

@@ -18,11 +18,11 @@ BLOCKS = "blocks"
 
 @cache
 def host_group() -> ProcessGroup | None:
-    """The processes as a group that exchanges tensors on the host; None where the default one does.
+    """Several processes as a group that exchanges tensors on the host; None where the default one does.
 
     All processes must call it for the first time at the same place.
     """
-    if dist.get_world_size() == 1 or get_backend() == "gloo":
+    if get_backend() == "gloo":
         return None
     return new_group(backend="gloo")
 

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def serves(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether these layers of `x` can be computed here: as they are, in float32 on a CPU, for evaluation alone."""
+def serves(x: Tensor, layer: nn.Module) -> bool:
+    """Whether this layer of `x` can be computed here: as it is, in float32 on a CPU, for evaluation alone."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
         return False
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and all(_plain(layer) for layer in layers)
+        and _plain(layer)
         and why_unable() is None
     )
 
