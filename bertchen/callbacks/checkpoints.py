@@ -10,12 +10,14 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import mmap
 import os
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 SECONDS = "throughput/checkpoint_seconds"
 _MAX_ERROR = 4096  # bytes, less than any pipe holds
 _MAX_FILES = 1 << 20
+_ALIGNMENT = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Checkpoints(CheckpointSaver):
         self.logs = logs
         self.on_saved = on_saved
         self._writing: tuple[Writing, Saved, Path] | None = None
+        self._memory = HostMemory()
 
     def wait(self) -> None:
         """Returns when what was begun is complete.
@@ -113,7 +117,10 @@ class Checkpoints(CheckpointSaver):
         self.wait()
 
     def close(self, state: State, logger: Logger) -> None:
-        self.wait()
+        try:
+            self.wait()
+        finally:
+            self._memory.release()
 
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
         if state.fsdp_sharded_state_dict_enabled:  # a file a process: as Composer does it
@@ -129,7 +136,7 @@ class Checkpoints(CheckpointSaver):
             assert self.latest_filename is not None
             link = Path(self.latest_filename.format(state))
             saved = Saved(path, state.timestamp.batch.value, sizes(self.logs))
-            self._writing = begin_writing(content, path), saved, link
+            self._writing = begin_writing(content, path, self._memory), saved, link
             self._complete_if_written()
         logger.log_metrics({SECONDS: time.monotonic() - begun})
 
@@ -209,15 +216,18 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def begin_writing(content: Any, path: Path) -> Writing:
-    """Begins to write `content`, as `torch.save` does, and lets the caller change it from now on."""
+def begin_writing(content: Any, path: Path, memory: HostMemory) -> Writing:
+    """Begins to write `content`, as `torch.save` does, and lets the caller change it from now on.
+
+    What was begun with the same `memory` before must have ended.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     temporary.unlink(missing_ok=True)  # that of a killed run, which may still be written
     if sys.platform != "linux":  # elsewhere a forked process may not use what it has inherited
         _write(content, temporary)
         return Writing(path, None, None)
-    content = on_cpu(content, {})
+    content = on_cpu(content, memory)
     read, write = os.pipe()
     signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
     try:
@@ -232,30 +242,117 @@ def begin_writing(content: Any, path: Path) -> Writing:
     return Writing(path, process, read)
 
 
-def on_cpu(value: Any, copies: dict[tuple[torch.device, int], torch.UntypedStorage]) -> Any:
-    """The same dictionaries, lists and tuples, with tensors of other devices copied to the main memory.
+def map_tensors(value: Any, of_tensor: Callable[[torch.Tensor], Any]) -> Any:
+    """The same dictionaries, lists and tuples, with what `of_tensor` makes of each tensor."""
+    if isinstance(value, torch.Tensor):
+        return of_tensor(value)
+    if isinstance(value, dict):
+        mapped = value.copy()  # of the same class
+        mapped.update({key: map_tensors(item, of_tensor) for key, item in value.items()})
+        return mapped
+    if type(value) in (list, tuple):
+        return type(value)(map_tensors(item, of_tensor) for item in value)
+    return value
+
+
+def on_cpu(content: Any, memory: HostMemory) -> Any:
+    """`content` with tensors of other devices copied to the main memory; until the next call with this `memory`.
 
     Tensors that share their storage share the copy.
     """
-    if isinstance(value, torch.Tensor):
-        if value.device.type == "cpu":
-            return value
-        if type(value) not in (torch.Tensor, torch.nn.Parameter):
-            return value.detach().cpu()
-        storage = value.untyped_storage()
-        place = storage.device, storage.data_ptr()
-        if place not in copies:
-            copies[place] = storage.cpu()
-        return torch.empty(0, dtype=value.dtype).set_(  # type: ignore[call-overload]
-            copies[place], value.storage_offset(), value.size(), value.stride()
+    storages: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if lies_elsewhere(tensor) and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+            storages[_place(tensor)] = tensor.untyped_storage()
+        return tensor
+
+    map_tensors(content, note)
+    copies = dict(zip(storages, memory.copy(list(storages.values())), strict=True))
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        if not lies_elsewhere(tensor):
+            return tensor
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return tensor.detach().cpu()
+        return torch.empty(0, dtype=tensor.dtype).set_(  # type: ignore[call-overload]
+            copies[_place(tensor)], tensor.storage_offset(), tensor.size(), tensor.stride()
         )
-    if isinstance(value, dict):
-        copied = value.copy()  # of the same class
-        copied.update({key: on_cpu(item, copies) for key, item in value.items()})
-        return copied
-    if type(value) in (list, tuple):
-        return type(value)(on_cpu(item, copies) for item in value)
-    return value
+
+    return map_tensors(content, copied)
+
+
+def lies_elsewhere(tensor: torch.Tensor) -> bool:
+    """Whether a forked process can't read it."""
+    return tensor.device.type != "cpu"
+
+
+def _place(tensor: torch.Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+class HostMemory:
+    """Room in the main memory for what lies on a GPU, kept from one checkpoint to the next.
+
+    The pages are the same each time, as new ones would have to be cleared first, and locked, so that the GPU writes to
+    them at the full rate of its bus. They are shared with forked processes, so that no page is copied when either side
+    writes. The locked mapping is for the copy alone: a second one of the same pages is what is read from, as nothing
+    says that a driver leaves the locked one to forked processes.
+    """
+
+    def __init__(self) -> None:
+        self._written: mmap.mmap | None = None
+        self._read: mmap.mmap | None = None
+        self._locked: int | None = None
+
+    def copy(self, storages: Sequence[torch.UntypedStorage]) -> list[torch.UntypedStorage]:
+        """Copies of them, which the next call overwrites."""
+        if not storages:
+            return []
+        begins = [0]
+        for storage in storages:
+            begins.append(begins[-1] + -(-storage.nbytes() // _ALIGNMENT) * _ALIGNMENT)
+        self._make_room(begins[-1], any(storage.device.type == "cuda" for storage in storages))
+        assert self._written is not None
+        assert self._read is not None
+        copies = []
+        for storage, begin in zip(storages, begins, strict=False):
+            size = storage.nbytes()
+            if not size:
+                copies.append(torch.UntypedStorage(0))
+                continue
+            source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[call-overload]
+            target = torch.frombuffer(self._written, dtype=torch.uint8, count=size, offset=begin)
+            target.copy_(source, non_blocking=True)
+            copies.append(torch.frombuffer(self._read, dtype=torch.uint8, count=size, offset=begin).untyped_storage())
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return copies
+
+    def release(self) -> None:
+        """Gives the memory back, once nothing refers to a copy."""
+        if self._locked is not None:
+            torch.cuda.cudart().cudaHostUnregister(self._locked)
+        self._locked = self._written = self._read = None
+
+    def _make_room(self, size: int, lock: bool) -> None:
+        if self._written is not None and len(self._written) >= size:
+            return
+        self.release()
+        descriptor = os.memfd_create("checkpoint")
+        try:
+            os.ftruncate(descriptor, size)
+            self._written, self._read = (mmap.mmap(descriptor, size) for _ in range(2))
+        finally:
+            os.close(descriptor)
+        if lock:
+            address = torch.frombuffer(self._written, dtype=torch.uint8).data_ptr()
+            if torch.cuda.cudart().cudaHostRegister(address, size, 0) == torch.cuda.cudart().cudaError.success:
+                self._locked = address
+                return
+            log.info("memory for checkpoints can't be locked: copies to it are slower")
+            with suppress(RuntimeError):  # the next kernel would find the error and raise it
+                torch.zeros(1, device="cuda")
 
 
 def _write(content: Any, path: Path) -> None:

@@ -17,7 +17,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from bertchen.callbacks import Checkpoints, MetricsFile, checkpoints
-from bertchen.callbacks.checkpoints import SECONDS, Saved, begin_writing, on_cpu
+from bertchen.callbacks.checkpoints import SECONDS, HostMemory, Saved, begin_writing, on_cpu
 from bertchen.errors import UserError
 
 MakeTrainer = Callable[..., Trainer]
@@ -114,7 +114,7 @@ def test_training_goes_on_meanwhile_and_what_is_written_has_no_name(
 
 def test_what_is_written_is_what_was_given(tmp_path: Path) -> None:
     values = torch.arange(100_000.0)
-    writing = begin_writing({"values": values, "same": values[:10]}, tmp_path / "x.pt")
+    writing = begin_writing({"values": values, "same": values[:10]}, tmp_path / "x.pt", HostMemory())
     values.zero_()
     writing.wait()
     writing.give_name()
@@ -127,9 +127,9 @@ def test_what_is_written_is_what_was_given(tmp_path: Path) -> None:
 def test_the_writer_of_a_killed_run_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on writing, to a file that has no name any longer, while the next run writes the same checkpoint."""
     slowly(monkeypatch, tmp_path / "gate")
-    orphan = begin_writing({"values": torch.zeros(10)}, tmp_path / "x.pt")
+    orphan = begin_writing({"values": torch.zeros(10)}, tmp_path / "x.pt", HostMemory())
     monkeypatch.undo()
-    writing = begin_writing({"values": torch.ones(10)}, tmp_path / "x.pt")
+    writing = begin_writing({"values": torch.ones(10)}, tmp_path / "x.pt", HostMemory())
     writing.wait()
     (tmp_path / "gate").touch()
     orphan.wait()
@@ -165,7 +165,7 @@ def test_any_other_failure_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(checkpoints, "_write", fail)
-    writing = begin_writing({}, tmp_path / "x.pt")
+    writing = begin_writing({}, tmp_path / "x.pt", HostMemory())
     writing.wait()
     with pytest.raises(OSError, match=r"x\.pt can't be written: PermissionError: .*Permission denied"):
         writing.give_name()
@@ -173,7 +173,7 @@ def test_any_other_failure_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_writer_that_was_killed_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "_write", lambda content, path: os.kill(os.getpid(), 9))
-    writing = begin_writing({}, tmp_path / "x.pt")
+    writing = begin_writing({}, tmp_path / "x.pt", HostMemory())
     writing.wait()
     with pytest.raises(OSError, match=r"the writer ended with -9"):
         writing.give_name()
@@ -181,7 +181,7 @@ def test_a_writer_that_was_killed_is_a_failure(tmp_path: Path, monkeypatch: pyte
 
 def test_without_forking_it_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints.sys, "platform", "darwin")
-    writing = begin_writing({"a": torch.ones(3)}, tmp_path / "x.pt")
+    writing = begin_writing({"a": torch.ones(3)}, tmp_path / "x.pt", HostMemory())
     assert writing.has_ended()
     writing.give_name()
     assert torch.equal(torch.load(tmp_path / "x.pt")["a"], torch.ones(3))
@@ -190,18 +190,57 @@ def test_without_forking_it_is_written_at_once(tmp_path: Path, monkeypatch: pyte
 def test_what_lies_in_the_main_memory_is_not_copied() -> None:
     weights = torch.ones(3)
     given = {"state": {"w": weights, "list": [weights, (weights, 1)]}, "name": "x"}
-    copied = on_cpu(given, {})
+    copied = on_cpu(given, HostMemory())
     assert copied == given
     assert copied["state"]["list"][1][0] is weights
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_what_lies_on_a_gpu_is_copied_once() -> None:
-    weights = torch.arange(12.0, device="cuda").view(3, 4)
-    copied = on_cpu({"w": weights, "row": weights[1], "turned": weights.T}, {})
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device whose tensors a forked process can't read; a CPU plays one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    monkeypatch.setattr(checkpoints, "lies_elsewhere", lambda tensor: True)
+    return torch.device(request.param)
+
+
+def test_what_lies_elsewhere_is_copied_once(device: torch.device) -> None:
+    weights = torch.arange(12.0, device=device).view(3, 4)
+    given = {"w": weights, "row": weights[1], "turned": weights.T, "empty": weights[:0], "other": weights.bool()}
+    copied = on_cpu(given, HostMemory())
     weights.zero_()
     expected = torch.arange(12.0).view(3, 4)
     assert torch.equal(copied["w"], expected)
     assert torch.equal(copied["row"], expected[1])
     assert torch.equal(copied["turned"], expected.T)
-    assert len({value.untyped_storage().data_ptr() for value in copied.values()}) == 1
+    assert torch.equal(copied["other"], expected.bool())
+    assert copied["empty"].shape == (0, 4)
+    assert len({copied[name].untyped_storage().data_ptr() for name in ("w", "row", "turned")}) == 1
+    assert copied["w"].untyped_storage().nbytes() == 48, "a file holds whole storages"
+
+
+def test_what_lies_elsewhere_is_written_as_it_was(device: torch.device, tmp_path: Path) -> None:
+    """Twice with the same memory, while the values change, and once more with more than it has room for."""
+    memory = HostMemory()
+    values = torch.arange(5000.0, device=device)
+    addresses = set()
+    for turn in range(3):
+        content = {"values": values, "more": torch.full((turn // 2 * 10_000,), 7.0, device=device)}
+        addresses.add(on_cpu(content, memory)["values"].data_ptr())
+        writing = begin_writing(content, tmp_path / "x.pt", memory)
+        values += 1
+        writing.wait()
+        writing.give_name()
+        held = torch.load(tmp_path / "x.pt")
+        assert torch.equal(held["values"], torch.arange(5000.0) + turn)
+        assert torch.equal(held["more"], torch.full((turn // 2 * 10_000,), 7.0))
+        if turn < 2:
+            assert len(addresses) == 1
+    memory.release()
+
+
+def test_memory_that_was_released_serves_again(device: torch.device) -> None:
+    memory = HostMemory()
+    for value in (1.0, 2.0):
+        assert on_cpu([torch.full((3,), value, device=device)], memory)[0].tolist() == [value] * 3
+        memory.release()
