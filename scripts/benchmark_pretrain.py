@@ -183,7 +183,7 @@ class Bench:
         Profiled in the midst of others, as a GPU that comes from a pause may be faster than one that goes on.
         """
         before, profiled = 8, 4
-        schedule = torch.profiler.schedule(wait=0, warmup=before, active=profiled)
+        schedule = torch.profiler.schedule(wait=0, warmup=before, active=profiled, repeat=1)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], schedule=schedule) as profile:
             started = []
             for _ in range(before + profiled):
@@ -195,7 +195,8 @@ class Bench:
         self.model.zero_grad(set_to_none=True)
         kinds: dict[str, float] = defaultdict(float)
         tokens = profiled * self.microbatch
-        kernels = {event.key: 1e3 * event.self_device_time_total / tokens for event in profile.key_averages()}
+        events = [event for event in profile.key_averages() if not event.key.startswith("ProfilerStep")]
+        kernels = {event.key: 1e3 * event.self_device_time_total / tokens for event in events}
         for name, spent in kernels.items():
             kinds[kind_of(name)] += spent
         longest = sorted(kernels.items(), key=lambda pair: -pair[1])[:12]

@@ -10,7 +10,7 @@
 #   scripts/gpu_check.sh scaling MDS TOKENIZER OUT [key=value …]   tokens/s by one GPU and by all, to OUT/scaling.jsonl
 #   scripts/gpu_check.sh fsdp MDS TOKENIZER OUT [key=value …]      DDP, FSDP, FSDP gone on with: their losses side by side
 #   scripts/gpu_check.sh finetune MODEL TASKS OUT [key=value …]    scripts/compare_pretraining.sh with its runs shared out among
-#                                                    the GPUs, PARTS (2) at a time on each; lines to OUT/results.jsonl
+#                                                    the GPUs, PARTS (2) at a time on each; what came of them to OUT/report
 #   scripts/gpu_check.sh data CORPUS TOKENIZER MDS   convert a corpus
 #   scripts/gpu_check.sh train MDS TOKENIZER OUT NAME [key=value …]   a run through main.py; its metrics go to OUT
 set -euo pipefail
@@ -134,8 +134,7 @@ finetune)
     processes+=($!)
   done
   for process in "${processes[@]}"; do wait "$process" || status=$?; done
-  cat "$out"/part*/results.jsonl >"$out/results.jsonl"
-  "$python" scripts/report.py "$out/results.jsonl" "out=$out/report"
+  "$python" scripts/report.py "$out"/part*/results.jsonl "out=$out/report"
   exit "$status"
   ;;
 data)

@@ -26,17 +26,17 @@ _LOG2_E = math.log2(math.e)
 
 
 class Shape(NamedTuple):
-    """How a kernel divides its work: tokens that a program owns, tokens that pass by at once, warps, stages."""
+    """How a kernel divides its work: tokens that pass by a program's own at once, warps, stages."""
 
-    own: int
     pass_by: int
     warps: int
     stages: int
 
 
-FORWARD = Shape(64, 64, 4, 3)
-QUERIES = Shape(64, 32, 4, 3)
-KEYS = Shape(64, 32, 4, 3)
+OWN = 64  # tokens that a program owns
+FORWARD = Shape(64, 4, 3)
+QUERIES = Shape(32, 4, 3)
+KEYS = Shape(32, 4, 3)
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor, even: bool) -> Tensor:
@@ -63,31 +63,31 @@ class _Attention(torch.autograd.Function):
         log_sums = torch.empty(heads, tokens, device=qkv.device, dtype=torch.float32)
         ctx.max_seqlen, ctx.even = max_seqlen, even
         arguments, options = _arguments(FORWARD, qkv, max_seqlen, even)
-        _forward[_grid(options, max_seqlen, heads, cu_seqlens)](
-            qkv, out, log_sums, cu_seqlens, slopes, *arguments, **options
-        )
-        ctx.save_for_backward(qkv, out, log_sums, cu_seqlens, slopes)
+        grid = triton.cdiv(max_seqlen, options["OWN"]), heads, cu_seqlens.numel() - 1
+        reach = torch.empty(4, *grid[::-1], device=qkv.device, dtype=torch.int32)
+        _forward[grid](qkv, out, log_sums, reach, cu_seqlens, slopes, *arguments, **options)
+        ctx.save_for_backward(qkv, out, log_sums, reach, cu_seqlens, slopes)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        qkv, out, log_sums, cu_seqlens, slopes = ctx.saved_tensors
-        grad, heads = grads[0].contiguous(), qkv.shape[2]
+        qkv, out, log_sums, reach, cu_seqlens, slopes = ctx.saved_tensors
+        grad = grads[0].contiguous()
         of_qkv, deltas = torch.empty_like(qkv), torch.empty_like(log_sums)
+        grid = tuple(reach.shape[:0:-1])
         arguments, options = _arguments(QUERIES, qkv, ctx.max_seqlen, ctx.even)
-        _of_queries[_grid(options, ctx.max_seqlen, heads, cu_seqlens)](
-            qkv, out, grad, of_qkv, log_sums, deltas, cu_seqlens, slopes, *arguments, **options
-        )
+        _of_queries[grid](
+            qkv, out, grad, of_qkv, log_sums, deltas, reach, cu_seqlens, slopes, *arguments,
+            **options, OWNERS=triton.next_power_of_2(grid[0]),
+        )  # fmt: skip
         arguments, options = _arguments(KEYS, qkv, ctx.max_seqlen, ctx.even)
-        _of_keys[_grid(options, ctx.max_seqlen, heads, cu_seqlens)](
-            qkv, grad, of_qkv, log_sums, deltas, cu_seqlens, slopes, *arguments, **options
-        )
+        _of_keys[grid](qkv, grad, of_qkv, log_sums, deltas, reach, cu_seqlens, slopes, *arguments, **options)
         return of_qkv, None, None, None, None
 
 
 def _arguments(shape: Shape, qkv: Tensor, max_seqlen: int, even: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     longest = max(16, triton.next_power_of_2(max_seqlen))
-    own, pass_by = min(shape.own, longest), min(shape.pass_by, longest)
+    own, pass_by = min(OWN, longest), min(shape.pass_by, longest)
     tokens, _, heads, head_dim = qkv.shape
     masked = not even or max_seqlen % own != 0 or max_seqlen % pass_by != 0
     # Float32 takes twice the shared memory; it serves comparisons, not speed.
@@ -95,14 +95,12 @@ def _arguments(shape: Shape, qkv: Tensor, max_seqlen: int, even: bool) -> tuple[
     scale = head_dim**-0.5
     options = {"HEADS": heads, "WIDTH": head_dim, "BLOCK": triton.next_power_of_2(head_dim), "OWN": own,
                "PASS": pass_by, "MASKED": masked, "num_warps": shape.warps, "num_stages": stages}  # fmt: skip
-    return (tokens, scale, scale * _LOG2_E, _LOG2_E), options
-
-
-def _grid(options: dict[str, Any], max_seqlen: int, heads: int, cu_seqlens: Tensor) -> tuple[int, int, int]:
-    return triton.cdiv(max_seqlen, options["OWN"]), heads, cu_seqlens.numel() - 1
+    return (tokens, scale, scale * _LOG2_E), options
 
 
 if triton_error() is None:
+    # A share of softmax below 2^-24 is lost in a float32 that holds a row's sum.
+    _NEGLIGIBLE = tl.constexpr(-24.0)
 
     @triton.jit
     def _load(place, inside, MASKED: tl.constexpr):
@@ -114,9 +112,18 @@ if triton_error() is None:
         return values
 
     @triton.jit
+    def _program():
+        """The number of a program, in the order of the grid (blocks, heads, rows)."""
+        return (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
+
+    @triton.jit
+    def _programs():
+        return tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
+
+    @triton.jit
     def _forward(
-        qkv, out, log_sums, cu_seqlens, slopes, tokens, scale, scale2, log2_e, HEADS: tl.constexpr, WIDTH: tl.constexpr,
-        BLOCK: tl.constexpr, OWN: tl.constexpr, PASS: tl.constexpr, MASKED: tl.constexpr,
+        qkv, out, log_sums, reach, cu_seqlens, slopes, tokens, scale, scale2, HEADS: tl.constexpr,
+        WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr, PASS: tl.constexpr, MASKED: tl.constexpr,
     ):  # fmt: skip
         head = tl.program_id(1)
         start = tl.load(cu_seqlens + tl.program_id(2)).to(tl.int64)
@@ -125,29 +132,41 @@ if triton_error() is None:
         if tl.program_id(0) * OWN < length:
             column = tl.arange(0, BLOCK)
             within = column[None, :] < WIDTH
-            slope = tl.load(slopes + head) * log2_e
+            slope = tl.load(slopes + head) / scale  # as what is added to q k' before it is scaled
             queries = qkv + start * 3 * HEADS * WIDTH + head * WIDTH
             keys = queries + HEADS * WIDTH
             values = keys + HEADS * WIDTH
             offsets = own[:, None] * (3 * HEADS * WIDTH) + column[None, :]
             own_inside = (own[:, None] < length) & within
             q = tl.load(queries + offsets, mask=own_inside, other=0.0)
-            position = own.to(tl.float32)
+            position = own.to(tl.float32) * slope
             largest = tl.full([OWN], -1e30, dtype=tl.float32)
             total = tl.zeros([OWN], dtype=tl.float32)
             result = tl.zeros([OWN, BLOCK], dtype=tl.float32)
-            for first in range(0, length, PASS):
-                other = first + tl.arange(0, PASS)
+            # From a token's own block on, whose shares are large, then around the end: a block whose shares are
+            # negligible against what came before is so in the end.
+            blocks = tl.cdiv(length, PASS)
+            nearest = tl.program_id(0) * OWN // PASS
+            least = tl.full([OWN], 1 << 30, dtype=tl.int32)
+            most = tl.zeros([OWN], dtype=tl.int32)
+            for turn in range(blocks):
+                block = nearest + turn
+                block = tl.where(block < blocks, block, block - blocks)
+                other = block * PASS + tl.arange(0, PASS)
                 others = other[:, None] * (3 * HEADS * WIDTH) + column[None, :]
                 inside = (other[:, None] < length) & within
                 k = _load(keys + others, inside, MASKED or BLOCK != WIDTH)
                 v = _load(values + others, inside, MASKED or BLOCK != WIDTH)
-                distance = tl.abs(position[:, None] - other.to(tl.float32)[None, :])
-                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale2 - slope * distance
+                bias = tl.abs(position[:, None] - (other.to(tl.float32) * slope)[None, :])
+                scores = tl.dot(q, tl.trans(k), input_precision="ieee") - bias
                 if MASKED:
                     scores = tl.where((other < length)[None, :], scores, -1e30)
-                above = tl.maximum(largest, tl.max(scores, 1))
-                share = tl.exp2(scores - above[:, None])
+                highest = tl.max(scores, 1) * scale2
+                above = tl.maximum(largest, highest)
+                counts = highest - above > _NEGLIGIBLE
+                least = tl.where(counts, tl.minimum(least, block), least)
+                most = tl.where(counts, tl.maximum(most, block + 1), most)
+                share = tl.exp2(scores * scale2 - above[:, None])
                 shrink = tl.exp2(largest - above)
                 total = total * shrink + tl.sum(share, 1)
                 result = result * shrink[:, None] + tl.dot(share.to(v.dtype), v, input_precision="ieee")
@@ -156,12 +175,21 @@ if triton_error() is None:
             place = (start + own)[:, None] * (HEADS * WIDTH) + head * WIDTH + column[None, :]
             tl.store(out + place, result.to(out.dtype.element_ty), mask=own_inside)
             tl.store(log_sums + head * tokens + start + own, largest + tl.log2(total), mask=own < length)
+            first = tl.min(tl.where(own < length, least, blocks), 0) * PASS
+            end = tl.minimum(tl.max(tl.where(own < length, most, 0), 0) * PASS, length)
+            place = reach + _program()
+            tl.store(place, first)
+            tl.store(place + _programs(), end)
+        else:  # no token is there: it sees none
+            place = reach + _program()
+            tl.store(place, 0)
+            tl.store(place + _programs(), 0)
 
     @triton.jit
     def _of_queries(
-        qkv, out, grad, of_qkv, log_sums, deltas, cu_seqlens, slopes, tokens, scale, scale2, log2_e,
+        qkv, out, grad, of_qkv, log_sums, deltas, reach, cu_seqlens, slopes, tokens, scale, scale2,
         HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr, PASS: tl.constexpr,
-        MASKED: tl.constexpr,
+        MASKED: tl.constexpr, OWNERS: tl.constexpr,
     ):  # fmt: skip
         head = tl.program_id(1)
         start = tl.load(cu_seqlens + tl.program_id(2)).to(tl.int64)
@@ -170,7 +198,7 @@ if triton_error() is None:
         if tl.program_id(0) * OWN < length:
             column = tl.arange(0, BLOCK)
             within = column[None, :] < WIDTH
-            slope = tl.load(slopes + head) * log2_e
+            slope = tl.load(slopes + head) / scale  # as what is added to q k' before it is scaled
             queries = start * 3 * HEADS * WIDTH + head * WIDTH
             keys = qkv + queries + HEADS * WIDTH
             values = keys + HEADS * WIDTH
@@ -183,17 +211,26 @@ if triton_error() is None:
             delta = tl.sum(upper.to(tl.float32) * outputs.to(tl.float32), 1)
             tl.store(deltas + head * tokens + start + own, delta, mask=own < length)
             log_sum = tl.load(log_sums + head * tokens + start + own, mask=own < length, other=0.0)
-            position = own.to(tl.float32)
+            position = own.to(tl.float32) * slope
             result = tl.zeros([OWN, BLOCK], dtype=tl.float32)
-            for first in range(0, length, PASS):
+            # What of_keys is to read: those blocks of queries whose reach has tokens of this block.
+            owner = tl.arange(0, OWNERS)
+            place = reach + _program()
+            there = owner < tl.num_programs(0)
+            begins = tl.load(place - tl.program_id(0) + owner, mask=there, other=0)
+            ends = tl.load(place - tl.program_id(0) + _programs() + owner, mask=there, other=0)
+            see = (begins < (tl.program_id(0) + 1) * OWN) & (ends > tl.program_id(0) * OWN)
+            tl.store(place + 2 * _programs(), tl.min(tl.where(see, owner, OWNERS), 0) * OWN)
+            tl.store(place + 3 * _programs(), tl.minimum(tl.max(tl.where(see, owner + 1, 0), 0) * OWN, length))
+            for first in range(tl.load(place) // PASS * PASS, tl.load(place + _programs()), PASS):
                 other = first + tl.arange(0, PASS)
                 others = other[:, None] * (3 * HEADS * WIDTH) + column[None, :]
                 inside = (other[:, None] < length) & within
                 k = _load(keys + others, inside, MASKED or BLOCK != WIDTH)
                 v = _load(values + others, inside, MASKED or BLOCK != WIDTH)
-                distance = tl.abs(position[:, None] - other.to(tl.float32)[None, :])
-                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale2 - slope * distance
-                share = tl.exp2(scores - log_sum[:, None])
+                bias = tl.abs(position[:, None] - (other.to(tl.float32) * slope)[None, :])
+                scores = tl.dot(q, tl.trans(k), input_precision="ieee") - bias
+                share = tl.exp2(scores * scale2 - log_sum[:, None])
                 if MASKED:
                     share = tl.where((other < length)[None, :], share, 0.0)
                 of_share = tl.dot(upper, tl.trans(v), input_precision="ieee")
@@ -203,7 +240,7 @@ if triton_error() is None:
 
     @triton.jit
     def _of_keys(
-        qkv, grad, of_qkv, log_sums, deltas, cu_seqlens, slopes, tokens, scale, scale2, log2_e, HEADS: tl.constexpr,
+        qkv, grad, of_qkv, log_sums, deltas, reach, cu_seqlens, slopes, tokens, scale, scale2, HEADS: tl.constexpr,
         WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr, PASS: tl.constexpr, MASKED: tl.constexpr,
     ):  # fmt: skip
         head = tl.program_id(1)
@@ -213,7 +250,7 @@ if triton_error() is None:
         if tl.program_id(0) * OWN < length:
             column = tl.arange(0, BLOCK)
             within = column[None, :] < WIDTH
-            slope = tl.load(slopes + head) * log2_e
+            slope = tl.load(slopes + head) / scale  # as what is added to q k' before it is scaled
             queries = qkv + start * 3 * HEADS * WIDTH + head * WIDTH
             keys = start * 3 * HEADS * WIDTH + (HEADS + head) * WIDTH
             values = keys + HEADS * WIDTH
@@ -222,10 +259,11 @@ if triton_error() is None:
             own_inside = (own[:, None] < length) & within
             k = tl.load(qkv + keys + offsets, mask=own_inside, other=0.0)
             v = tl.load(qkv + values + offsets, mask=own_inside, other=0.0)
-            position = own.to(tl.float32)
+            position = own.to(tl.float32) * slope
+            place = reach + 2 * _programs() + _program()
             of_k = tl.zeros([OWN, BLOCK], dtype=tl.float32)
             of_v = tl.zeros([OWN, BLOCK], dtype=tl.float32)
-            for first in range(0, length, PASS):
+            for first in range(tl.load(place), tl.load(place + _programs()), PASS):
                 other = first + tl.arange(0, PASS)
                 if MASKED or BLOCK != WIDTH:
                     inside = (other[:, None] < length) & within
@@ -241,9 +279,9 @@ if triton_error() is None:
                     upper = tl.load(uppers + other[:, None] * (HEADS * WIDTH) + column[None, :])
                     log_sum = tl.load(log_sums + head * tokens + start + other)
                     delta = tl.load(deltas + head * tokens + start + other)
-                distance = tl.abs(position[:, None] - other.to(tl.float32)[None, :])
-                scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale2 - slope * distance
-                share = tl.exp2(scores - log_sum[None, :])
+                bias = tl.abs(position[:, None] - (other.to(tl.float32) * slope)[None, :])
+                scores = tl.dot(k, tl.trans(q), input_precision="ieee") - bias
+                share = tl.exp2(scores * scale2 - log_sum[None, :])
                 of_v += tl.dot(share.to(upper.dtype), upper, input_precision="ieee")
                 of_share = tl.dot(v, tl.trans(upper), input_precision="ieee")
                 of_scores = share * (of_share - delta[None, :])

@@ -1,16 +1,16 @@
 """A layer whose large matrix products, forward and backward, multiply numbers of 8 bits.
 
 Activations and weights are e4m3, gradients e5m2, each tensor in multiples of one unit: a weight's from its largest
-value at each step, the gradients' of a layer from the largest that comes in, and a fixed one for activations, which
-LayerNorm bounds. Nothing is remembered between steps. Sums are in 32 bits; the residual stream, LayerNorms, attention
-and its projection stay as they are. A GPU multiplies 8-bit matrices in one layout alone, so what quantizes a matrix
-writes it twice, the second time transposed, for the product in which the tokens are summed over.
+value at each step, the gradients' of a layer from the largest behind its last LayerNorm, and a fixed one for
+activations, which LayerNorm bounds. Nothing is remembered between steps. Sums are in 32 bits; the residual stream,
+LayerNorms, attention and its projection stay as they are. A GPU multiplies 8-bit matrices in one layout alone, so what
+quantizes a matrix writes it twice, the second time transposed, for the product in which the tokens are summed over.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +24,40 @@ if triton_error() is None:
 
     from .kernels import _normal, _random_pair
 
+    def _pack_assembly(cast: str) -> tl.constexpr:
+        """Four numbers of each of four tiles to bytes, and the four by four bytes transposed, as 32 bits each.
+
+        Casts of Triton's own gave wrong bytes: ptxas 12.8 lost some of the halves that it had joined.
+        """
+        casts = "".join(
+            f"{cast} low, ${first + 1}, ${first}; {cast} high, ${first + 3}, ${first + 2};"
+            f"mov.b32 ${row}, {{low, high}};"
+            for row, first in enumerate(range(8, 24, 4))
+        )
+        pairs = "".join(
+            f"prmt.b32 {name}{half}, ${row}, ${row + 1}, {order};"
+            for name, row in (("ab", 0), ("cd", 2))
+            for half, order in ((0, "0x5140"), (1, "0x7362"))
+        )
+        fours = "".join(
+            f"prmt.b32 ${4 + column}, ab{column // 2}, cd{column // 2}, {'0x7632' if column % 2 else '0x5410'};"
+            for column in range(4)
+        )
+        return tl.constexpr(f"{{.reg .b16 low, high; .reg .b32 ab0, ab1, cd0, cd1; {casts} {pairs} {fours}}}")
+
+    _PACK_E4M3 = _pack_assembly("cvt.rn.satfinite.e4m3x2.f32")
+    _PACK_E5M2 = _pack_assembly("cvt.rn.satfinite.e5m2x2.f32")
+    _PACK_REGISTERS = tl.constexpr(",".join(["=r"] * 8 + ["r"] * 16))
+    _ASSEMBLY = tl.constexpr(not kernels.interpreted())  # which has none
+
 ROWS_MULTIPLE = 16
 MIN_CAPABILITY = (8, 9)
 E4M3_LIMIT = 448.0
 # What LayerNorm gives lies within ±sqrt(width) times its weight; here the range ends at ±56, after the GLU at ±112.
 NORM_UNIT = 1 / 8
 GLU_UNIT = 1 / 4
-# The largest incoming gradient becomes this much: 7 powers of two below the end of e5m2, 22 above its least.
+# The largest gradient behind a layer's last LayerNorm becomes this much: 7 powers of two below e5m2's end, 22 above its
+# least.
 GRADIENT_AT = 256.0
 _ROWS, _COLUMNS = 32, 128
 
@@ -135,15 +162,29 @@ def product(
     )  # fmt: skip
 
 
+class Twins(NamedTuple):
+    """A tensor twice, so that its gradient comes in two parts, which the kernel that takes them adds up.
+
+    Attributes:
+        x: (tokens, hidden).
+        again: `x`, or None, where its gradient is to come in one.
+    """
+
+    x: Tensor
+    again: Tensor | None
+
+
 @torch.compiler.disable
-def float8_layer(x: Tensor, weights: fused.LayerWeights, settings: fused.LayerSettings) -> Tensor:
+def float8_layer(twins: Twins, weights: fused.LayerWeights, settings: fused.LayerSettings) -> Twins:
     """`fused_layer` with 8-bit products for queries, keys and values and for both projections of the feed-forward."""
-    return _Float8Layer.apply(x.contiguous(), settings, *weights)
+    return Twins(*_Float8Layer.apply(twins.x.contiguous(), twins.again, settings, *weights))
 
 
 class _Float8Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, settings: fused.LayerSettings, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, again: Tensor | None, settings: fused.LayerSettings, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
         _, _, _, attention_p, mlp_p, eps, last_eps, _ = settings
         weights = fused.LayerWeights(*parameters)
         dtype = x.dtype
@@ -172,12 +213,13 @@ class _Float8Layer(torch.autograd.Function):
             out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
         )
         ctx.graph, ctx.settings = graph, settings
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             x_turned, flat, residual, dense, middle, middle_turned, moments, gated, hidden_turned, out, last_moments,
             *seeds, norm_unit, glu_unit, *weight_units, qkv_turned, gated_turned, wo_turned, dense_weight,
             weights.dense_bias, weights.norm, weights.wo_bias, weights.last_norm,
         )  # fmt: skip
-        return result
+        return result, result.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -187,13 +229,13 @@ class _Float8Layer(torch.autograd.Function):
             seed, mlp_seed, norm_unit, glu_unit, qkv_unit, gated_unit, wo_unit, qkv_turned, gated_turned,
             wo_turned, dense_weight, dense_bias, norm, wo_bias, last_norm,
         ) = ctx.saved_tensors  # fmt: skip
-        grad = grads[0].contiguous()
-        dtype = grad.dtype
-        unit = torch.linalg.vector_norm(grad, float("inf")).float().clamp(min=1e-30) / GRADIENT_AT
+        grad, more = (*(grad.contiguous() for grad in grads if grad is not None), None)[:2]
+        dtype = out.dtype
 
         of_out, _, (of_last_norm, of_last_shift, of_wo_bias) = kernels.add_norm_backward(
-            grad, out, wo_bias, middle, last_norm, last_moments, 0.0, None
+            grad, out, wo_bias, middle, last_norm, last_moments, 0.0, None, more
         )
+        unit = torch.linalg.vector_norm(of_out, float("inf")).float().clamp(min=1e-30) / GRADIENT_AT
         of_out_8, of_out_turned = quantize(of_out, unit, torch.float8_e5m2)
         of_hidden = product(of_out_8, wo_turned, unit, wo_unit, dtype)
         of_wo = product(of_out_turned, hidden_turned, unit, glu_unit, torch.float32, exact_sums=True)
@@ -209,10 +251,12 @@ class _Float8Layer(torch.autograd.Function):
         of_qkv_bias = fused.attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, settings.context.dropout_p)
         of_qkv_8, of_qkv_turned = quantize(of_qkv, unit, torch.float8_e5m2)
         of_qkv_weight = product(of_qkv_turned, x_turned, unit, norm_unit, torch.float32, exact_sums=True)
-        of_x = of_x.add_(product(of_qkv_8, qkv_turned, unit, qkv_unit, dtype))
+        of_again = product(of_qkv_8, qkv_turned, unit, qkv_unit, dtype)
+        if not ctx.needs_input_grad[1]:
+            of_x, of_again = of_x.add_(of_again), None
         return (
-            of_x, None, of_qkv_weight, of_qkv_bias, of_dense_weight, of_dense_bias, of_norm, of_shift, of_gated_weight,
-            of_wo, of_wo_bias, of_last_norm, of_last_shift,
+            of_x, of_again, None, of_qkv_weight, of_qkv_bias, of_dense_weight, of_dense_bias, of_norm, of_shift,
+            of_gated_weight, of_wo, of_wo_bias, of_last_norm, of_last_shift,
         )  # fmt: skip
 
 
@@ -220,10 +264,10 @@ if triton_error() is None:
 
     @triton.jit
     def _narrow(value, E4M3: tl.constexpr):
-        """The 8 bits of a number, as an integer: those of a float16, rounded to even, saturating.
+        """The 8 bits of a number, as an integer, rounded to even, saturating: what a GPU's own instruction gives.
 
-        A float16 is an e5m2 with 8 more bits of mantissa; of 2^-8 times the value, which shifts one exponent's bias to
-        the other's, it is an e4m3 with 7 more. Plain arithmetic serves where casts to 8 bits are missing or wrong.
+        Plain arithmetic on a float16, which is an e5m2 with 8 more bits of mantissa; of 2^-8 times the value, which
+        shifts one exponent's bias to the other's, it is an e4m3 with 7 more.
         """
         LIMIT: tl.constexpr = 448.0 if E4M3 else 57344.0
         SCALE: tl.constexpr = 0.00390625 if E4M3 else 1.0
@@ -235,21 +279,33 @@ if triton_error() is None:
         return size | ((bits >> 8) & 0x80)
 
     @triton.jit
+    def _pack(a, b, c, d, E4M3: tl.constexpr):
+        """The 8 bits of each number of four tiles, and those of all four tiles side by side, in one of 32 bits."""
+        if _ASSEMBLY:
+            a, b, c, d, all_four = tl.inline_asm_elementwise(
+                _PACK_E4M3 if E4M3 else _PACK_E5M2, _PACK_REGISTERS, [a, b, c, d],
+                dtype=(tl.int8, tl.int8, tl.int8, tl.int8, tl.int32), is_pure=True, pack=4,
+            )  # fmt: skip
+        else:
+            a = _narrow(a, E4M3)
+            b = _narrow(b, E4M3)
+            c = _narrow(c, E4M3)
+            d = _narrow(d, E4M3)
+            all_four = a | (b << 8) | (c << 16) | (d << 24)
+        return a.to(tl.int8), b.to(tl.int8), c.to(tl.int8), d.to(tl.int8), all_four
+
+    @triton.jit
     def _store(a, b, c, d, out, turned, quarter, columns, quad, column, inside, E4M3: tl.constexpr):
         """Stores four tiles, of the rows 4 i, 4 i + 1, … of a matrix, and the same of its transpose.
 
         The four rows' numbers are neighbours in the transpose, where they are stored as one of 32 bits.
         """
-        a = _narrow(a, E4M3)
-        b = _narrow(b, E4M3)
-        c = _narrow(c, E4M3)
-        d = _narrow(d, E4M3)
+        a, b, c, d, all_four = _pack(a, b, c, d, E4M3)
         place = out + (quad * 4)[:, None].to(tl.int64) * columns + column[None, :]
-        tl.store(place, a.to(tl.int8), mask=inside)
-        tl.store(place + columns, b.to(tl.int8), mask=inside)
-        tl.store(place + 2 * columns, c.to(tl.int8), mask=inside)
-        tl.store(place + 3 * columns, d.to(tl.int8), mask=inside)
-        all_four = a | (b << 8) | (c << 16) | (d << 24)
+        tl.store(place, a, mask=inside)
+        tl.store(place + columns, b, mask=inside)
+        tl.store(place + 2 * columns, c, mask=inside)
+        tl.store(place + 3 * columns, d, mask=inside)
         tl.store(turned + column[None, :].to(tl.int64) * quarter + quad[:, None], all_four, mask=inside)
 
     @triton.jit
@@ -268,15 +324,15 @@ if triton_error() is None:
         _store(a, b, c, d, out, turned, quarter, columns, quad, column, inside, E4M3)
 
     @triton.jit
-    def _drop(a, b, c, d, seed, quad, column, width, DROP: tl.constexpr, SCALE: tl.constexpr):
-        """Dropout of four rows, that of `kernels`, whose rows come in pairs."""
+    def _drop(a, b, c, d, seed, quad, column, width, DROP: tl.constexpr):
+        """Dropout of four rows, that of `kernels`, whose rows come in pairs; what is kept isn't scaled."""
         pair = (quad * 2)[:, None] * width + column[None, :]
         first, second = _random_pair(seed, pair)
         third, fourth = _random_pair(seed, pair + width)
-        a = tl.where(first >= DROP, a * SCALE, 0.0)
-        b = tl.where(second >= DROP, b * SCALE, 0.0)
-        c = tl.where(third >= DROP, c * SCALE, 0.0)
-        d = tl.where(fourth >= DROP, d * SCALE, 0.0)
+        a = tl.where(first >= DROP, a, 0.0)
+        b = tl.where(second >= DROP, b, 0.0)
+        c = tl.where(third >= DROP, c, 0.0)
+        d = tl.where(fourth >= DROP, d, 0.0)
         return a, b, c, d
 
     @triton.jit
@@ -294,13 +350,13 @@ if triton_error() is None:
         column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
         inside = (quad < quarter)[:, None] & (column < width)[None, :]
         place = gated + (quad * 8)[:, None].to(tl.int64) * width + column[None, :]
-        factor = 1.0 / tl.load(unit)
+        factor = SCALE / tl.load(unit)
         a = _glu_of(place, width, inside) * factor
         b = _glu_of(place + 2 * width, width, inside) * factor
         c = _glu_of(place + 4 * width, width, inside) * factor
         d = _glu_of(place + 6 * width, width, inside) * factor
         if DROP:
-            a, b, c, d = _drop(a, b, c, d, seed, quad, column, width, DROP, SCALE)
+            a, b, c, d = _drop(a, b, c, d, seed, quad, column, width, DROP)
         _store(a, b, c, d, out, turned, quarter, width, quad, column, inside, E4M3)
 
     @triton.jit
@@ -320,13 +376,13 @@ if triton_error() is None:
         inside = (quad < quarter)[:, None] & (column < width)[None, :]
         place = gated + (quad * 8)[:, None].to(tl.int64) * width + column[None, :]
         upper = grad + (quad * 4)[:, None].to(tl.int64) * width + column[None, :]
-        factor = 1.0 / tl.load(unit)
+        factor = SCALE / tl.load(unit)
         a = tl.load(upper, mask=inside, other=0.0).to(tl.float32) * factor
         b = tl.load(upper + width, mask=inside, other=0.0).to(tl.float32) * factor
         c = tl.load(upper + 2 * width, mask=inside, other=0.0).to(tl.float32) * factor
         d = tl.load(upper + 3 * width, mask=inside, other=0.0).to(tl.float32) * factor
         if DROP:
-            a, b, c, d = _drop(a, b, c, d, seed, quad, column, width, DROP, SCALE)
+            a, b, c, d = _drop(a, b, c, d, seed, quad, column, width, DROP)
         a, of_a = _glu_gradient(place, width, a, inside)
         b, of_b = _glu_gradient(place + 2 * width, width, b, inside)
         c, of_c = _glu_gradient(place + 4 * width, width, c, inside)

@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 
 from .attention import AttentionContext, attend
 from .configuration_mosaicbert import MosaicBertConfig
-from .float8 import float8_layer
+from .float8 import Twins, float8_layer
 from .fused import LayerSettings, LayerWeights, fused_layer
 from .onednn import linear, linear_times, project, serves
 from .padding import Rows, TakeRows
@@ -129,12 +129,16 @@ class Layer(nn.Module):
         self.mlp = GatedMLP(config)
 
     def forward(
-        self, x: Tensor, context: AttentionContext, rows: Rows | None = None, fused: bool = False, float8: bool = False
-    ) -> Tensor:
-        """(total_tokens, hidden) to the same, or to (rows, hidden): attention sees all, the rest computes `rows`."""
+        self, x: Tensor | Twins, context: AttentionContext, rows: Rows | None = None, fused: bool = False
+    ) -> Tensor | Twins:
+        """(total_tokens, hidden) to the same, or to (rows, hidden): attention sees all, the rest computes `rows`.
+
+        What comes as twins is computed in 8 bits, and leaves as such.
+        """
+        if isinstance(x, Twins):
+            return float8_layer(x, self._weights(), self._settings(context, rows))
         if fused:
-            layer = float8_layer if float8 else fused_layer
-            return layer(x, self._weights(), self._settings(context, rows))
+            return fused_layer(x, self._weights(), self._settings(context, rows))
         attended = self.attention.self(x, context)
         if rows is not None:
             attended, x = TakeRows.apply(attended, *rows), TakeRows.apply(x, *rows)

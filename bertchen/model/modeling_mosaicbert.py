@@ -30,7 +30,7 @@ from .alibi import alibi_slopes  # noqa: F401
 from .attention import BackendUnavailable, prepare_attention
 from .attention_kernels import attention  # noqa: F401
 from .configuration_mosaicbert import MosaicBertConfig
-from .float8 import ROWS_MULTIPLE
+from .float8 import ROWS_MULTIPLE, Twins
 from .float8 import why_unable as why_no_float8
 from .fused import linear_cross_entropy, why_unfused
 from .kernels import why_unable  # noqa: F401
@@ -168,10 +168,11 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
             fused,
         )
         kept = (hidden,)
-        float8 = self._uses_float8(fused, hidden)
+        passed = Twins(hidden, None) if self._uses_float8(fused, hidden) else hidden
         last = len(self.encoder.layer) - 1
         for index, layer in enumerate(self.encoder.layer):
-            hidden = layer(hidden, context, rows if index == last else None, fused, float8)
+            passed = layer(passed, context, rows if index == last else None, fused)
+            hidden = passed.x if isinstance(passed, Twins) else passed
             if keep_hidden_states:
                 kept = (*kept, hidden)
         return hidden, packing, kept if keep_hidden_states else ()

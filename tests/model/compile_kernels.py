@@ -18,13 +18,13 @@ POINTERS = {
     "*bf16": ("gated", "grad", "more", "x", "residual", "of_x", "of_residual", "logits", "qkv", "of_qkv"),
     "*fp32": ("bias", "weight", "shift", "moments", "sums", "losses", "log_sums", "deltas", "slopes", "unit"),
     "*i64": ("seed", "labels"),
-    "*i32": ("cu_seqlens", "turned"),
+    "*i32": ("cu_seqlens", "turned", "reach"),
     "i32": ("tokens", "width", "classes", "ignore_index", "quarter", "columns"),
-    "fp32": ("eps", "scale", "scale2", "log2_e"),
+    "fp32": ("eps", "scale", "scale2"),
 }
 TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
 DROPOUT = {"DROP": 6554, "SCALE": 1.1}
-HEADS = {"HEADS": 12, "WIDTH": 64, "BLOCK": 64, "OWN": 64, "PASS": 32}
+HEADS = {"HEADS": 12, "WIDTH": 64, "BLOCK": 64, "OWN": 64, "PASS": 32, "OWNERS": 8}
 NORM = {**DROPOUT, "WIDTH": 768, "BLOCK": 1024}
 EIGHT_BITS = {"QUADS": 8, "WIDE": 128}
 KERNELS: list[tuple[Any, str, dict[str, Any]]] = [
@@ -47,6 +47,7 @@ KERNELS: list[tuple[Any, str, dict[str, Any]]] = [
 def compile_for(capability: int, kernel: Any, out: str, constants: dict[str, Any]) -> int:
     """Bytes of shared memory that the compiled kernel takes."""
     types = {**TYPES, "out": out}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     values = {(place,): constants[name] for place, name in enumerate(kernel.arg_names) if name in constants}
     compiled = triton.compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", capability, 32))

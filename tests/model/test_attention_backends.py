@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from alibi_reference import mask_of, naive_attention, press_slopes
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from bertchen.model import why_unavailable
 from bertchen.model.alibi import alibi_bias, alibi_slopes
 from bertchen.model.attention import attend, prepare_attention
+from bertchen.model.attention_kernels import OWN
 from bertchen.model.padding import pack
 
 CPU = torch.device("cpu")
@@ -83,6 +86,43 @@ def test_output_and_gradient_in_float32(backend: str, heads: int, lengths: list[
     out, expected = run(backend, qkv, lengths), naive_attention(qkv, lengths)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient(out, qkv), gradient(expected, qkv), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.skipif(why_unavailable("triton", torch.device("cpu"), torch.float32) is not None, reason="no Triton")
+@pytest.mark.parametrize("lengths", [[320, 320], [300, 41, 0, 333]], ids=["dense", "padded"])
+@pytest.mark.parametrize("far", [False, True], ids=["", "distant tokens count"])
+def test_triton_leaves_out_what_is_negligible(lengths: list[int], far: bool) -> None:
+    """Blocks whose shares are all below 2^-24, and no others, aren't looked at when going backward."""
+    heads = 4  # of slopes 1/4 to 1/256
+    qkv = random_qkv(sum(lengths), heads, 16, seed=3)
+    if far:  # the first row's last queries and first keys fit so well that their distance doesn't matter
+        with torch.no_grad():
+            qkv[lengths[0] - 8 : lengths[0], 0] = 8.0
+            qkv[:8, 1] = 4.0
+    out, expected = run("triton", qkv, lengths), naive_attention(qkv, lengths)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    reach = next(saved for saved in out.grad_fn.saved_tensors if saved.dtype == torch.int32 and saved.dim() == 4)
+    torch.testing.assert_close(gradient(out, qkv), gradient(expected, qkv), rtol=1e-4, atol=2e-5)
+    rows = qkv.detach().double().split(lengths)
+    seen = 0
+    for row, head in product([row for row, length in enumerate(lengths) if length], range(heads)):
+        q, k = rows[row][:, 0, head], rows[row][:, 1, head]
+        position = torch.arange(lengths[row])
+        distance = (position[:, None] - position).abs()
+        shares = (q @ k.T / 4 - press_slopes(heads)[head] * distance).softmax(1)
+        for block in range(-(-lengths[row] // OWN)):
+            begin, end = reach[:2, row, head, block].tolist()
+            of_block = shares[block * OWN : (block + 1) * OWN]
+            left_out = torch.cat([of_block[:, :begin], of_block[:, end:]], dim=1)
+            assert not left_out.numel() or left_out.max() < 2**-24
+            sees = [i for i in range(len(reach[0, row, head])) if reach[0, row, head, i] < (block + 1) * OWN
+                    and reach[1, row, head, i] > block * OWN]  # fmt: skip
+            begin, end = reach[2:, row, head, block].tolist()
+            assert (begin, end) == (sees[0] * OWN, min((sees[-1] + 1) * OWN, lengths[row]))
+            seen += (end - begin) * min(OWN, lengths[row] - block * OWN)
+            if far and row == 0 and block == 0:
+                assert end == lengths[0]
+    assert seen < heads * sum(length * length for length in lengths)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
