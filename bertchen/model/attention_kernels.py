@@ -4,6 +4,9 @@ The forward pass is FlashAttention's (Dao, 2023): blocks of keys pass by a block
 date. The backward pass has one kernel whose programs own queries and one whose programs own keys, so that nothing is
 added up in memory; the first also computes what the second needs of the outputs. Gradients of queries, keys and values
 lie side by side as they do themselves.
+
+ALiBi makes distant tokens' shares of the steeper heads so small that float32 loses them. The forward pass notes for each
+block of queries which blocks of keys have a share that counts; the backward pass reads those alone.
 """
 
 from __future__ import annotations
@@ -147,8 +150,8 @@ if triton_error() is None:
             # negligible against what came before is so in the end.
             blocks = tl.cdiv(length, PASS)
             nearest = tl.program_id(0) * OWN // PASS
-            least = tl.full([OWN], 1 << 30, dtype=tl.int32)
-            most = tl.zeros([OWN], dtype=tl.int32)
+            least = tl.zeros([OWN], dtype=tl.int32) + nearest  # what stays where numbers aren't finite
+            most = least + 1
             for turn in range(blocks):
                 block = nearest + turn
                 block = tl.where(block < blocks, block, block - blocks)
@@ -175,7 +178,7 @@ if triton_error() is None:
             place = (start + own)[:, None] * (HEADS * WIDTH) + head * WIDTH + column[None, :]
             tl.store(out + place, result.to(out.dtype.element_ty), mask=own_inside)
             tl.store(log_sums + head * tokens + start + own, largest + tl.log2(total), mask=own < length)
-            first = tl.min(tl.where(own < length, least, blocks), 0) * PASS
+            first = tl.min(tl.where(own < length, least, nearest), 0) * PASS
             end = tl.minimum(tl.max(tl.where(own < length, most, 0), 0) * PASS, length)
             place = reach + _program()
             tl.store(place, first)

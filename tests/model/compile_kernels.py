@@ -38,6 +38,8 @@ KERNELS: list[tuple[Any, str, dict[str, Any]]] = [
         for kernel in (attention_kernels._forward, attention_kernels._of_queries, attention_kernels._of_keys)
         for masked in (False, True)
     ),
+]
+KERNELS_OF_8_BITS: list[tuple[Any, str, dict[str, Any]]] = [
     (float8._quantize, "*i8", {**EIGHT_BITS, "E4M3": True}),
     (float8._glu, "*i8", {**EIGHT_BITS, **DROPOUT, "E4M3": True}),
     (float8._glu_backward, "*i8", {**EIGHT_BITS, **DROPOUT, "E4M3": False}),
@@ -56,5 +58,6 @@ def compile_for(capability: int, kernel: Any, out: str, constants: dict[str, Any
 
 if __name__ == "__main__":
     for capability in map(int, sys.argv[1:]):
-        for kernel, out, constants in KERNELS:
+        has_8_bits = capability >= 10 * float8.MIN_CAPABILITY[0] + float8.MIN_CAPABILITY[1]
+        for kernel, out, constants in KERNELS + (KERNELS_OF_8_BITS if has_8_bits else []):
             print(capability, kernel.__name__, compile_for(capability, kernel, out, constants), flush=True)

@@ -125,6 +125,24 @@ def test_triton_leaves_out_what_is_negligible(lengths: list[int], far: bool) -> 
     assert seen < heads * sum(length * length for length in lengths)
 
 
+@pytest.mark.skipif(why_unavailable("triton", torch.device("cpu"), torch.float32) is not None, reason="no Triton")
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_triton_stays_within_its_rows_whatever_the_numbers(value: float) -> None:
+    qkv = random_qkv(200, 1, 16, seed=5)
+    with torch.no_grad():
+        qkv[:100] = value
+    out = run("triton", qkv, [100, 100])
+    reach = next(saved for saved in out.grad_fn.saved_tensors if saved.dtype == torch.int32 and saved.dim() == 4)
+    of_qkv = gradient(out, qkv)
+    assert out[:100].isnan().all()
+    assert out[100:].isfinite().all()
+    assert of_qkv[100:].isfinite().all()
+    own = torch.tensor([0, 64])
+    assert ((reach[0] <= own) & (reach[1] > own) & (reach[1] <= 100)).all()
+    assert ((reach[2] >= 0) & (reach[3] <= 100)).all()
+
+
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_flex_without_gradient(lengths: list[int]) -> None:
     qkv = random_qkv(sum(lengths), 3, 16, seed=1).detach()
