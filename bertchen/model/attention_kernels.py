@@ -5,8 +5,8 @@ date. The backward pass has one kernel whose programs own queries and one whose 
 added up in memory; the first also computes what the second needs of the outputs. Gradients of queries, keys and values
 lie side by side as they do themselves.
 
-ALiBi makes distant tokens' shares of the steeper heads so small that float32 loses them. The forward pass notes for each
-block of queries which blocks of keys have a share that counts; the backward pass reads those alone.
+ALiBi makes distant tokens' shares of the steeper heads so small that float32 loses them. The forward pass notes for
+each block of queries which keys have a share that counts; the backward pass reads those alone.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class _Attention(torch.autograd.Function):
         ctx.max_seqlen, ctx.even = max_seqlen, even
         arguments, options = _arguments(FORWARD, qkv, max_seqlen, even)
         grid = triton.cdiv(max_seqlen, options["OWN"]), heads, cu_seqlens.numel() - 1
+        # For each block of queries the first of the keys that count and what is behind the last; then the same of
+        # queries for each block of keys, which going backward adds.
         reach = torch.empty(4, *grid[::-1], device=qkv.device, dtype=torch.int32)
         _forward[grid](qkv, out, log_sums, reach, cu_seqlens, slopes, *arguments, **options)
         ctx.save_for_backward(qkv, out, log_sums, reach, cu_seqlens, slopes)
