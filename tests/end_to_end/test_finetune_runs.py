@@ -409,6 +409,23 @@ class TestSweep:
         assert again.stdout.count("done before") == 2
         assert read_results(results) == found
 
+    def test_two_processes_a_run_make_the_same_records(
+        self, given: list[str], tiny_tokenizer: str, task: str, tmp_path: Path
+    ) -> None:
+        model = tiny_encoder(tmp_path / "model", tiny_tokenizer, dropout=0.0)
+        found = {}
+        for processes in (1, 2):
+            results = tmp_path / str(processes) / "results.jsonl"
+            own = (f"models=[{model}]", f"results={results}", f"save_folder={results.parent / 'runs'}")
+            done = succeed(PYTHON, *given, *own, "set={max_duration: 2ep, dropout: 0}", f"processes={processes}")
+            assert "1/1 words" in done.stdout
+            found[processes] = read_results(results)
+        one, two = found[1], found[2]
+        assert [record["split"] for record in two] == [record["split"] for record in one]
+        for ours, expected in zip(two, one, strict=True):
+            assert ours["config_hash"] == expected["config_hash"]
+            assert ours["metrics"] == pytest.approx(expected["metrics"], rel=1e-3)
+
     def test_dry_run_lists_what_is_to_do(self, given: list[str], tmp_path: Path) -> None:
         before = tree(tmp_path)
         done = succeed(PYTHON, *given, "seeds=2", "dry_run=true")
