@@ -36,6 +36,7 @@ SECONDS = "throughput/checkpoint_seconds"
 _MAX_ERROR = 4096  # bytes, less than any pipe holds
 _MAX_FILES = 1 << 20
 _ALIGNMENT = 4096  # bytes
+_WITHOUT_TENSORS = "integrations"
 
 
 @dataclass(frozen=True)
@@ -243,12 +244,15 @@ def begin_writing(content: Any, path: Path, memory: HostMemory) -> Writing:
 
 
 def map_tensors(value: Any, of_tensor: Callable[[torch.Tensor], Any]) -> Any:
-    """The same dictionaries, lists and tuples, with what `of_tensor` makes of each tensor."""
+    """The same dictionaries, lists and tuples, with what `of_tensor` makes of each tensor.
+
+    What a dictionary has under `integrations` stays as it is: a tokenizer, in hundreds of thousands of strings.
+    """
     if isinstance(value, torch.Tensor):
         return of_tensor(value)
     if isinstance(value, dict):
         mapped = value.copy()  # of the same class
-        mapped.update({key: map_tensors(item, of_tensor) for key, item in value.items()})
+        mapped.update({key: map_tensors(item, of_tensor) for key, item in value.items() if key != _WITHOUT_TENSORS})
         return mapped
     if type(value) in (list, tuple):
         return type(value)(map_tensors(item, of_tensor) for item in value)

@@ -189,9 +189,10 @@ def test_without_forking_it_is_written_at_once(tmp_path: Path, monkeypatch: pyte
 
 def test_what_lies_in_the_main_memory_is_not_copied() -> None:
     weights = torch.ones(3)
-    given = {"state": {"w": weights, "list": [weights, (weights, 1)]}, "name": "x"}
+    given = {"state": {"w": weights, "list": [weights, (weights, 1)], "integrations": {"merges": ["a b"]}}, "name": "x"}
     copied = on_cpu(given, HostMemory())
     assert copied == given
+    assert copied["state"]["integrations"] is given["state"]["integrations"]
     assert copied["state"]["list"][1][0] is weights
 
 
