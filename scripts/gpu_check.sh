@@ -2,8 +2,9 @@
 # Checks and measures on a GPU, in parts that can be run one by one:
 #   scripts/gpu_check.sh test                        the tests that need a GPU
 #   scripts/gpu_check.sh step OUT                    the bare step by backend and length, JSON lines to OUT/step.jsonl
-#   scripts/gpu_check.sh speed MDS TOKENIZER OUT     kernels against torch.compile and other models: step, evaluation, whole
-#                                                    runs, 24 GB, 8 bits where they can serve, JSON lines to OUT/speed.jsonl
+#   scripts/gpu_check.sh speed MDS TOKENIZER OUT     kernels against torch.compile and other models: each alone, step,
+#                                                    evaluation, whole runs, 24 GB, 8 bits where they can serve, JSON
+#                                                    lines to OUT/speed.jsonl
 #   scripts/gpu_check.sh parity MDS TOKENIZER OUT [key=value …]    five minutes each: three seeds of torch.compile, then the
 #                                                    kernels and 8 bits; what they reached to OUT/parity.jsonl. RUNS in
 #                                                    the environment chooses: RUNS="torch_1 triton_1", seed last
@@ -35,6 +36,7 @@ speed)
     "$python" scripts/benchmark_pretrain.py "$@" | tee -a "$out/speed.jsonl"
   }
   whole="parts=[trainer] trainer.data.local=$mds trainer.tokenizer=$tokenizer trainer.eval.lengths=[512] warmup=5 steps=20"
+  "$python" scripts/benchmark_kernels.py | tee -a "$out/speed.jsonl"
   bench "kernels=[triton]" "microbatch_tokens=[131072]" "parts=[step,evaluate]" profile=true
   # shellcheck disable=SC2086 # several arguments
   bench "kernels=[triton]" "microbatch_tokens=[131072]" $whole "folder=$out/runs"
