@@ -46,7 +46,7 @@ from bertchen.train.run_folder import METRICS_FILE
 
 USAGE = "python scripts/benchmark_pretrain.py [file.yaml …] key.sub=value …"
 PARTS = ("step", "evaluate", "trainer")
-KERNELS = ("auto", "triton", "torch", "float8")
+KERNELS = ("auto", "triton", "torch", "float8", "float8_head")
 # By what kernels' names contain, in this order.
 KINDS = {
     "attention": ("flash", "fmha", "flex", "attention", "_forward", "_of_queries", "_of_keys"),
@@ -85,9 +85,20 @@ def build(cfg: BenchmarkConfig, name: str, kernels: str, backend: str) -> nn.Mod
                 eos_token_id=2, cls_token_id=1, sep_token_id=2,
             )
         )  # fmt: skip
-    ours.attention_backend, ours.float8 = backend, kernels == "float8"
-    ours.kernels = "triton" if kernels == "float8" else kernels
+    ours.attention_backend = backend
+    for name, value in kernel_keys(kernels).items():
+        setattr(ours, name, value)
     return MosaicBertForMaskedLM(ours)
+
+
+def kernel_keys(kernels: str) -> dict[str, Any]:
+    """What the configuration has for one of `KERNELS`."""
+    in_8_bits = kernels.startswith("float8")
+    return {
+        "kernels": "triton" if in_8_bits else kernels,
+        "float8": in_8_bits,
+        "float8_head": kernels == "float8_head",
+    }
 
 
 def loss_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -249,8 +260,7 @@ def train(cfg: BenchmarkConfig, kernels: str, backend: str, seq_len: int, microb
     own = {
         "model": {
             **cfg.model,
-            "kernels": "triton" if kernels == "float8" else kernels,
-            "float8": kernels == "float8",
+            **kernel_keys(kernels),
             "attention_backend": backend,
         },
         "sequence_length": seq_len,

@@ -30,9 +30,9 @@ from .alibi import alibi_slopes  # noqa: F401
 from .attention import BackendUnavailable, prepare_attention
 from .attention_kernels import attention  # noqa: F401
 from .configuration_mosaicbert import MosaicBertConfig
-from .float8 import ROWS_MULTIPLE, Twins
+from .float8 import ROWS_MULTIPLE, HeadProducts, Twins
 from .float8 import why_unable as why_no_float8
-from .fused import linear_cross_entropy, why_unfused
+from .fused import Products, linear_cross_entropy, why_unfused
 from .kernels import why_unable  # noqa: F401
 from .layers import Embeddings, Layer, MaskedLMHead, PredictionHead, compute_dtype
 from .onednn import serves  # noqa: F401
@@ -180,7 +180,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
     def _uses_float8(self, fused: bool, hidden: Tensor) -> bool:
         if not (self.config.float8 and self.training and torch.is_grad_enabled()):
             return False
-        reason = why_no_float8(hidden.device, (self.config.hidden_size, self.config.intermediate_size))
+        reason = why_no_float8(hidden.device, self.config.float8_widths)
         if not fused:
             reason = "it needs kernels=triton, or auto where those serve"
         if reason is None and hidden.shape[0] % ROWS_MULTIPLE:
@@ -315,8 +315,9 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
             and type(head.decoder) is nn.Linear
             and self.bert.uses_kernels(masked.device, compute_dtype(masked))
         ):
+            products = HeadProducts if self.config.float8 and self.config.float8_head else Products
             total = linear_cross_entropy(
-                head.transform(masked), head.decoder.weight, head.decoder.bias, labels, IGNORE_INDEX
+                head.transform(masked), head.decoder.weight, head.decoder.bias, labels, IGNORE_INDEX, products
             )
             return total / _number_of(labels, number), None
         logits = self.cls(masked)

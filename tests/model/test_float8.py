@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from alibi_reference import tiny_config
 from torch import Tensor
 
-from bertchen.model import BackendUnavailable, MosaicBertForMaskedLM, float8, kernels, modeling_mosaicbert
+from bertchen.model import BackendUnavailable, MosaicBertForMaskedLM, float8, fused, kernels, modeling_mosaicbert
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(kernels.why_unable(DEVICE) is not None, reason=str(kernels.why_unable(DEVICE)))
@@ -102,11 +103,12 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(modeling_mosaicbert, "why_no_float8", lambda device, widths: None)
 
 
-def step(use_float8: bool, p: float = 0.0) -> tuple[float, dict[str, Tensor]]:
+def step(use_float8: bool, p: float = 0.0, head: bool = False) -> tuple[float, dict[str, Tensor]]:
     torch.manual_seed(0)
     config = tiny_config(
-        kernels="triton", attention_backend="sdpa", float8=use_float8, hidden_dropout_prob=p, initializer_range=0.05
-    )
+        kernels="triton", attention_backend="sdpa", float8=use_float8, float8_head=head, hidden_dropout_prob=p,
+        initializer_range=0.05,
+    )  # fmt: skip
     model = MosaicBertForMaskedLM(config).to(DEVICE).train()
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(4, 96, (4, 16), generator=generator)
@@ -120,15 +122,33 @@ def step(use_float8: bool, p: float = 0.0) -> tuple[float, dict[str, Tensor]]:
 
 
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize("p", [0.2, pytest.param(0.0, marks=pytest.mark.slow)])
-def test_loss_and_gradients_are_near_those_without(p: float) -> None:
+@pytest.mark.parametrize(("p", "head"), [(0.2, False), (0.2, True), pytest.param(0.0, False, marks=pytest.mark.slow)])
+def test_loss_and_gradients_are_near_those_without(p: float, head: bool) -> None:
     """Three bits of mantissa forward, two backward, of tensors so small that little evens out."""
-    (loss, gradients), (expected_loss, expected) = step(True, p), step(False, p)
+    (loss, gradients), (expected_loss, expected) = step(True, p, head), step(False, p)
     assert loss == pytest.approx(expected_loss, rel=2e-3)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         error = (gradient.float() - expected[name].float()).norm()
         assert error < 0.25 * expected[name].float().norm() + 1e-6, name
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_loss_of_a_head_in_8_bits_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that don't pass at once, against float64."""
+    monkeypatch.setattr(fused, "LOSS_ROWS", 32)
+    x, weight, bias = random(80, 64).requires_grad_(), 0.1 * random(96, 64, seed=1), random(96, seed=2)
+    labels = torch.randint(96, (80,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    labels[70:] = -100
+    leaves = [x, weight.requires_grad_(), bias.requires_grad_()]
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+        given = [leaf.bfloat16() if DEVICE.type == "cuda" and leaf is x else leaf for leaf in leaves]
+        total = fused.linear_cross_entropy(*given, labels, -100, float8.HeadProducts)
+    logits = leaves[0].double() @ leaves[1].double().t() + leaves[2].double()
+    expected = F.cross_entropy(logits, labels, reduction="sum")
+    assert total.item() == pytest.approx(expected.item(), rel=1e-2)
+    for got, wanted in zip(torch.autograd.grad(total, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        assert (got.double() - wanted).norm() < 0.1 * wanted.norm()
 
 
 @pytest.mark.usefixtures("anywhere")
