@@ -63,6 +63,7 @@ class Peers:
         self._parent = os.getppid()
         self._next, self._heard, self._silent = (rank + 1) % world_size, b"", 0
         store.set(f"bertchen/host/{rank}", socket.gethostname())
+        store.set(_beat(rank), "0")  # one that dies before its first look is missed too
 
     def watch(self) -> list[threading.Thread]:
         """Looks after the others from now on, in threads: a request to a machine that is gone may never return."""

@@ -52,9 +52,10 @@ def test_one_without_signs_of_life_is_named_to_all(three: tuple[Store, list[Peer
     assert "no sign of life" in reason
 
 
-def test_who_died_is_found_within_some_beats(three: tuple[Store, list[Peers]]) -> None:
+@pytest.mark.parametrize("looked", [True, False], ids=["", "before its first look"])
+def test_who_died_is_found_within_some_beats(three: tuple[Store, list[Peers]], looked: bool) -> None:
     _, peers = three
-    for each in peers:
+    for each in peers if looked else peers[1:]:
         each.look()
     peers[2].watch()
     found = peers[1].who_failed()
