@@ -30,12 +30,12 @@ from bertchen.config.schema_benchmark_kernels import BenchmarkKernelsConfig
 from bertchen.errors import user_errors
 from bertchen.model import BackendUnavailable, MosaicBertConfig, float8, kernels
 from bertchen.model.attention import attend, prepare_attention
+from bertchen.model.modeling_mosaicbert import IGNORE_INDEX
 from bertchen.model.padding import pack
 from bertchen.train.checks import check_not_negative, check_positive
 from bertchen.train.devices import device_name
 
 USAGE = "python scripts/benchmark_kernels.py [file.yaml …] key.sub=value …"
-EPS = 1e-12
 
 
 class Pass(NamedTuple):
@@ -118,17 +118,17 @@ class Bench:
         tokens, width, p = self.cfg.tokens, self.model.hidden_size, self.cfg.dropout
         x, residual, upper = (self.random(tokens, width) for _ in range(3))
         bias, weight, shift = (self.random(width, dtype=torch.float32) for _ in range(3))
-        seed = self.seed()
-        _, moments = kernels.add_norm(x, bias, residual, weight, shift, EPS, p, seed)
+        seed, eps = self.seed(), self.model.layer_norm_eps
+        _, moments = kernels.add_norm(x, bias, residual, weight, shift, eps, p, seed)
         moved = tokens * width * x.element_size()
         back = (5 if p else 4) * moved
         given = (x, bias, residual, weight)
-        yield Pass("triton", "forward", lambda: kernels.add_norm(*given, shift, EPS, p, seed), 3 * moved)
+        yield Pass("triton", "forward", lambda: kernels.add_norm(*given, shift, eps, p, seed), 3 * moved)
         yield Pass("triton", "backward", lambda: kernels.add_norm_backward(upper, *given, moments, p, seed), back)
 
         def function(x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
             added = F.dropout(x + bias.to(x.dtype), p) + residual
-            return F.layer_norm(added.float(), (width,), weight, shift, EPS).to(x.dtype)
+            return F.layer_norm(added.float(), (width,), weight, shift, eps).to(x.dtype)
 
         yield from self.torch_passes(function, [*given, shift], (3 * moved, back))
 
@@ -138,21 +138,21 @@ class Bench:
         labels = torch.randint(classes, (rows,), generator=self.generator, device=self.device)
         moved = logits.numel() * logits.element_size()
         # Of gradients that were logits: the work is the same.
-        yield Pass("triton", "both", lambda: kernels.cross_entropy_(logits, labels, -100), 2 * moved)
+        yield Pass("triton", "both", lambda: kernels.cross_entropy_(logits, labels, IGNORE_INDEX), 2 * moved)
         yield from self.torch_passes(
             lambda logits: F.cross_entropy(logits.float(), labels, reduction="sum"), [logits], (moved, 2 * moved)
         )
 
     def quantize(self) -> Iterator[Pass]:
         x = self.random(self.cfg.tokens, self.model.hidden_size)
-        unit = torch.tensor(1 / 8, device=self.device)
+        unit = torch.tensor(float8.NORM_UNIT, device=self.device)
         moved = x.numel() * (x.element_size() + 2)
         yield Pass("triton", "forward", lambda: float8.quantize(x, unit, torch.float8_e4m3fn), moved)
 
     def glu_float8(self) -> Iterator[Pass]:
         tokens, width, p = self.cfg.tokens, self.model.intermediate_size, self.cfg.dropout
         gated, upper, seed = self.random(tokens, 2 * width), self.random(tokens, width), self.seed()
-        unit = torch.tensor(1 / 4, device=self.device)
+        unit = torch.tensor(float8.GLU_UNIT, device=self.device)
         one, size = tokens * width, gated.element_size()
         yield Pass("triton", "forward", lambda: float8.glu(gated, unit, p, seed), one * (2 * size + 2))
         yield Pass("triton", "backward", lambda: float8.glu_backward(upper, gated, unit, p, seed), one * (3 * size + 4))

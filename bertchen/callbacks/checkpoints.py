@@ -37,6 +37,7 @@ _MAX_ERROR = 4096  # bytes, less than any pipe holds
 _MAX_FILES = 1 << 20
 _ALIGNMENT = 4096  # bytes
 _WITHOUT_TENSORS = "integrations"
+_PLAIN = (torch.Tensor, torch.nn.Parameter)  # whose storage is all there is of them
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ def on_cpu(content: Any, memory: HostMemory) -> Any:
     storages: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        if lies_elsewhere(tensor) and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        if lies_elsewhere(tensor) and type(tensor) in _PLAIN:
             storages[_place(tensor)] = tensor.untyped_storage()
         return tensor
 
@@ -277,7 +278,7 @@ def on_cpu(content: Any, memory: HostMemory) -> Any:
     def copied(tensor: torch.Tensor) -> torch.Tensor:
         if not lies_elsewhere(tensor):
             return tensor
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        if type(tensor) not in _PLAIN:
             return tensor.detach().cpu()
         return torch.empty(0, dtype=tensor.dtype).set_(  # type: ignore[call-overload]
             copies[_place(tensor)], tensor.storage_offset(), tensor.size(), tensor.stride()

@@ -24,32 +24,6 @@ if triton_error() is None:
 
     from .kernels import _normal, _random_pair
 
-    def _pack_assembly(cast: str) -> tl.constexpr:
-        """Four numbers of each of four tiles to bytes, and the four by four bytes transposed, as 32 bits each.
-
-        Casts of Triton's own gave wrong bytes: ptxas 12.8 lost some of the halves that it had joined.
-        """
-        casts = "".join(
-            f"{cast} low, ${first + 1}, ${first}; {cast} high, ${first + 3}, ${first + 2};"
-            f"mov.b32 ${row}, {{low, high}};"
-            for row, first in enumerate(range(8, 24, 4))
-        )
-        pairs = "".join(
-            f"prmt.b32 {name}{half}, ${row}, ${row + 1}, {order};"
-            for name, row in (("ab", 0), ("cd", 2))
-            for half, order in ((0, "0x5140"), (1, "0x7362"))
-        )
-        fours = "".join(
-            f"prmt.b32 ${4 + column}, ab{column // 2}, cd{column // 2}, {'0x7632' if column % 2 else '0x5410'};"
-            for column in range(4)
-        )
-        return tl.constexpr(f"{{.reg .b16 low, high; .reg .b32 ab0, ab1, cd0, cd1; {casts} {pairs} {fours}}}")
-
-    _PACK_E4M3 = _pack_assembly("cvt.rn.satfinite.e4m3x2.f32")
-    _PACK_E5M2 = _pack_assembly("cvt.rn.satfinite.e5m2x2.f32")
-    _PACK_REGISTERS = tl.constexpr(",".join(["=r"] * 8 + ["r"] * 16))
-    _ASSEMBLY = tl.constexpr(not kernels.interpreted())  # which has none
-
 ROWS_MULTIPLE = 16
 MIN_CAPABILITY = (8, 9)
 E4M3_LIMIT = 448.0
@@ -303,6 +277,32 @@ if triton_error() is None:
         size = bits & 0x7FFF
         size = (size + ((1 << (MORE - 1)) - 1) + ((size >> MORE) & 1)) >> MORE
         return size | ((bits >> 8) & 0x80)
+
+    def _pack_assembly(cast: str) -> tl.constexpr:
+        """Four numbers of each of four tiles to bytes, and the four by four bytes transposed, as 32 bits each.
+
+        Casts of Triton's own gave wrong bytes: ptxas 12.8 lost some of the halves that it had joined.
+        """
+        casts = "".join(
+            f"{cast} low, ${first + 1}, ${first}; {cast} high, ${first + 3}, ${first + 2};"
+            f"mov.b32 ${row}, {{low, high}};"
+            for row, first in enumerate(range(8, 24, 4))
+        )
+        pairs = "".join(
+            f"prmt.b32 {name}{half}, ${row}, ${row + 1}, {order};"
+            for name, row in (("ab", 0), ("cd", 2))
+            for half, order in ((0, "0x5140"), (1, "0x7362"))
+        )
+        fours = "".join(
+            f"prmt.b32 ${4 + column}, ab{column // 2}, cd{column // 2}, {'0x7632' if column % 2 else '0x5410'};"
+            for column in range(4)
+        )
+        return tl.constexpr(f"{{.reg .b16 low, high; .reg .b32 ab0, ab1, cd0, cd1; {casts} {pairs} {fours}}}")
+
+    _PACK_E4M3 = _pack_assembly("cvt.rn.satfinite.e4m3x2.f32")
+    _PACK_E5M2 = _pack_assembly("cvt.rn.satfinite.e5m2x2.f32")
+    _PACK_REGISTERS = tl.constexpr(",".join(["=r"] * 8 + ["r"] * 16))
+    _ASSEMBLY = tl.constexpr(not kernels.interpreted())  # which has none
 
     @triton.jit
     def _pack(a, b, c, d, E4M3: tl.constexpr):

@@ -62,7 +62,7 @@ def compile_for(
     capability: int, kernel: Any, out: str, constants: dict[str, Any], warps: int, stages: int
 ) -> dict[str, Any]:
     """What the machine code takes: bytes of shared memory and of stack; and whether it reads where a stack would be."""
-    types = {**TYPES, "out": out, "grad": "*bf16"}
+    types = {**TYPES, "out": out}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     values = {(place,): constants[name] for place, name in enumerate(kernel.arg_names) if name in constants}
