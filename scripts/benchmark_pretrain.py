@@ -210,7 +210,7 @@ class Bench:
         kernels = {event.key: 1e3 * event.self_device_time_total / tokens for event in events}
         for name, spent in kernels.items():
             kinds[kind_of(name)] += spent
-        longest = sorted(kernels.items(), key=lambda pair: -pair[1])[:12]
+        longest = sorted(kernels.items(), key=lambda pair: -pair[1])[:24]
         return {
             "ns_a_token": round(1e9 * (ended - started[before]) / tokens, 1),
             "ns_a_token_by_kind": {kind: round(spent, 1) for kind, spent in sorted(kinds.items(), key=lambda p: -p[1])},

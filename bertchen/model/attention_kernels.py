@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from .kernels import triton_error
+from .narrow import room
 
 if triton_error() is None:
     import triton
     import triton.language as tl
+
+    from .narrow import rows_in_fours, store_fours
 
 MAX_HEAD_DIM = 128
 MIN_HEAD_DIM = 16
@@ -61,33 +64,92 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor, 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor, even: bool) -> Tensor:
-        tokens, _, heads, head_dim = qkv.shape
-        out = qkv.new_empty(tokens, heads, head_dim)
-        log_sums = torch.empty(heads, tokens, device=qkv.device, dtype=torch.float32)
-        ctx.max_seqlen, ctx.even = max_seqlen, even
-        arguments, options = _arguments(FORWARD, qkv, max_seqlen, even)
-        grid = triton.cdiv(max_seqlen, options["OWN"]), heads, cu_seqlens.numel() - 1
-        # For each block of queries the first of the keys that count and what is behind the last; then the same of
-        # queries for each block of keys, which going backward adds.
-        reach = torch.empty(4, *grid[::-1], device=qkv.device, dtype=torch.int32)
-        _forward[grid](qkv, out, log_sums, reach, cu_seqlens, slopes, *arguments, **options)
-        ctx.save_for_backward(qkv, out, log_sums, reach, cu_seqlens, slopes)
+        out, kept = attention_forward(qkv, cu_seqlens, max_seqlen, slopes, even)
+        ctx.save_for_backward(*kept[:-2])
+        ctx.rows = kept[-2:]
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        qkv, out, log_sums, reach, cu_seqlens, slopes = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        of_qkv, deltas = torch.empty_like(qkv), torch.empty_like(log_sums)
-        grid = tuple(reach.shape[:0:-1])
-        arguments, options = _arguments(QUERIES, qkv, ctx.max_seqlen, ctx.even)
-        _of_queries[grid](
-            qkv, out, grad, of_qkv, log_sums, deltas, reach, cu_seqlens, slopes, *arguments,
-            **options, OWNERS=triton.next_power_of_2(grid[0]),
-        )  # fmt: skip
-        arguments, options = _arguments(KEYS, qkv, ctx.max_seqlen, ctx.even)
-        _of_keys[grid](qkv, grad, of_qkv, log_sums, deltas, reach, cu_seqlens, slopes, *arguments, **options)
-        return of_qkv, None, None, None, None
+        gradients = attention_backward(Kept(*ctx.saved_tensors, *ctx.rows), grads[0])
+        return gradients.of_qkv, None, None, None, None
+
+
+class Kept(NamedTuple):
+    """What `attention_backward` needs of the forward pass."""
+
+    qkv: Tensor
+    out: Tensor
+    log_sums: Tensor
+    reach: Tensor
+    cu_seqlens: Tensor
+    slopes: Tensor
+    max_seqlen: int
+    even: bool
+
+
+class Gradients(NamedTuple):
+    """What `attention_backward` gives.
+
+    Attributes:
+        of_qkv: (tokens, 3, heads, head_dim), in the dtype of `qkv` or of 8 bits.
+        turned: of 8 bits, (3 * heads * head_dim, tokens); or None.
+        of_query_bias: the sum of the queries' gradients over tokens, float32, (heads * head_dim,).
+    """
+
+    of_qkv: Tensor
+    turned: Tensor | None
+    of_query_bias: Tensor
+
+
+def attention_forward(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor, even: bool
+) -> tuple[Tensor, Kept]:
+    """`attention`, whose arguments it takes, not differentiating itself: the result, and what going back needs."""
+    tokens, _, heads, head_dim = qkv.shape
+    out = qkv.new_empty(tokens, heads, head_dim)
+    log_sums = torch.empty(heads, tokens, device=qkv.device, dtype=torch.float32)
+    arguments, options = _arguments(FORWARD, qkv, max_seqlen, even)
+    grid = triton.cdiv(max_seqlen, options["OWN"]), heads, cu_seqlens.numel() - 1
+    # For each block of queries the first of the keys that count and what is behind the last; then the same of
+    # queries for each block of keys, which going backward adds.
+    reach = torch.empty(4, *grid[::-1], device=qkv.device, dtype=torch.int32)
+    _forward[grid](qkv, out, log_sums, reach, cu_seqlens, slopes, *arguments, **options)
+    return out, Kept(qkv, out, log_sums, reach, cu_seqlens, slopes, max_seqlen, even)
+
+
+def attention_backward(kept: Kept, grad: Tensor, unit: Tensor | None = None) -> Gradients:
+    """The gradients of `qkv` from those of the result, (tokens, heads, head_dim).
+
+    Args:
+        unit: what 1 stands for, float32, a scalar: with it they are e5m2, where `can_narrow`.
+    """
+    qkv, out, log_sums, reach, cu_seqlens, slopes, max_seqlen, even = kept
+    tokens, _, heads, head_dim = qkv.shape
+    grad = grad.contiguous()
+    deltas = torch.empty_like(log_sums)
+    grid = tuple(reach.shape[:0:-1])
+    query_sums = torch.empty(grid[2] * grid[0], heads * head_dim, device=qkv.device, dtype=torch.float32)
+    of_qkv, turned = (torch.empty_like(qkv), qkv) if unit is None else room(tokens, 3 * heads * head_dim, qkv.device)
+    given = qkv if unit is None else unit, unit is not None
+    arguments, options = _arguments(QUERIES, qkv, max_seqlen, even)
+    _of_queries[grid](
+        qkv, out, grad, of_qkv, turned, query_sums, log_sums, deltas, reach, cu_seqlens, slopes, *arguments, *given,
+        **options, OWNERS=triton.next_power_of_2(grid[0]),
+    )  # fmt: skip
+    arguments, options = _arguments(KEYS, qkv, max_seqlen, even)
+    _of_keys[grid](
+        qkv, grad, of_qkv, turned, log_sums, deltas, reach, cu_seqlens, slopes, *arguments, *given, **options
+    )
+    if unit is None:
+        return Gradients(of_qkv, None, query_sums.sum(0))
+    dtype = torch.float8_e5m2
+    return Gradients(of_qkv.view(dtype).view_as(qkv), turned.view(dtype), query_sums.sum(0))
+
+
+def can_narrow(kept: Kept) -> bool:
+    """Whether gradients can be written in 8 bits: rows begin where the transpose has four tokens' numbers in one."""
+    return kept.even and kept.max_seqlen % 4 == 0
 
 
 def _arguments(shape: Shape, qkv: Tensor, max_seqlen: int, even: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -191,17 +253,44 @@ if triton_error() is None:
             tl.store(place + _programs(), 0)
 
     @triton.jit
+    def _store_gradient(
+        gradient, of_qkv, turned, factor, start, length, tokens, place, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+        BLOCK: tl.constexpr, OWN: tl.constexpr, NARROW: tl.constexpr,
+    ):  # fmt: skip
+        """Stores the gradient of a program's queries, keys or values, times a factor.
+
+        Args:
+            place: of its first column in a token's numbers.
+        """
+        column = tl.arange(0, BLOCK)
+        if NARROW:
+            a, b, c, d = rows_in_fours(gradient * factor, OWN, BLOCK)
+            quad = tl.program_id(0) * (OWN // 4) + tl.arange(0, OWN // 4)
+            inside = (quad * 4 < length)[:, None] & (column < WIDTH)[None, :]
+            store_fours(
+                a, b, c, d, of_qkv, turned, tokens // 4, 3 * HEADS * WIDTH, start // 4 + quad, place + column, inside,
+                False,
+            )  # fmt: skip
+        else:
+            own = tl.program_id(0) * OWN + tl.arange(0, OWN)
+            inside = (own < length)[:, None] & (column < WIDTH)[None, :]
+            offsets = (start + own)[:, None] * (3 * HEADS * WIDTH) + place + column[None, :]
+            tl.store(of_qkv + offsets, (gradient * factor).to(of_qkv.dtype.element_ty), mask=inside)
+
+    @triton.jit
     def _of_queries(
-        qkv, out, grad, of_qkv, log_sums, deltas, reach, cu_seqlens, slopes, tokens, scale, scale2,
-        HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr, PASS: tl.constexpr,
-        MASKED: tl.constexpr, OWNERS: tl.constexpr,
+        qkv, out, grad, of_qkv, turned, query_sums, log_sums, deltas, reach, cu_seqlens, slopes, tokens, scale, scale2,
+        unit, NARROW: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr,
+        PASS: tl.constexpr, MASKED: tl.constexpr, OWNERS: tl.constexpr,
     ):  # fmt: skip
         head = tl.program_id(1)
         start = tl.load(cu_seqlens + tl.program_id(2)).to(tl.int64)
         length = (tl.load(cu_seqlens + tl.program_id(2) + 1) - start).to(tl.int32)
         own = tl.program_id(0) * OWN + tl.arange(0, OWN)
+        column = tl.arange(0, BLOCK)
+        sums = query_sums + (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)) * (HEADS * WIDTH)
+        sums += head * WIDTH + column
         if tl.program_id(0) * OWN < length:
-            column = tl.arange(0, BLOCK)
             within = column[None, :] < WIDTH
             slope = tl.load(slopes + head) / scale  # as what is added to q k' before it is scaled
             queries = start * 3 * HEADS * WIDTH + head * WIDTH
@@ -241,12 +330,20 @@ if triton_error() is None:
                 of_share = tl.dot(upper, tl.trans(v), input_precision="ieee")
                 of_scores = share * (of_share - delta[:, None])
                 result += tl.dot(of_scores.to(k.dtype), k, input_precision="ieee")
-            tl.store(of_qkv + queries + offsets, (result * scale).to(of_qkv.dtype.element_ty), mask=own_inside)
+            result *= scale
+            tl.store(sums, tl.sum(result, 0), mask=column < WIDTH)
+            factor = 1.0 / tl.load(unit) if NARROW else 1.0
+            _store_gradient(
+                result, of_qkv, turned, factor, start, length, tokens, head * WIDTH, HEADS, WIDTH, BLOCK, OWN, NARROW
+            )
+        else:
+            tl.store(sums, tl.zeros([BLOCK], dtype=tl.float32), mask=column < WIDTH)
 
     @triton.jit
     def _of_keys(
-        qkv, grad, of_qkv, log_sums, deltas, reach, cu_seqlens, slopes, tokens, scale, scale2, HEADS: tl.constexpr,
-        WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr, PASS: tl.constexpr, MASKED: tl.constexpr,
+        qkv, grad, of_qkv, turned, log_sums, deltas, reach, cu_seqlens, slopes, tokens, scale, scale2, unit,
+        NARROW: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr,
+        PASS: tl.constexpr, MASKED: tl.constexpr,
     ):  # fmt: skip
         head = tl.program_id(1)
         start = tl.load(cu_seqlens + tl.program_id(2)).to(tl.int64)
@@ -291,5 +388,12 @@ if triton_error() is None:
                 of_share = tl.dot(v, tl.trans(upper), input_precision="ieee")
                 of_scores = share * (of_share - delta[None, :])
                 of_k += tl.dot(of_scores.to(q.dtype), q, input_precision="ieee")
-            tl.store(of_qkv + keys + offsets, (of_k * scale).to(of_qkv.dtype.element_ty), mask=own_inside)
-            tl.store(of_qkv + values + offsets, of_v.to(of_qkv.dtype.element_ty), mask=own_inside)
+            factor = 1.0 / tl.load(unit) if NARROW else 1.0
+            first = (HEADS + head) * WIDTH
+            _store_gradient(
+                of_k, of_qkv, turned, scale * factor, start, length, tokens, first, HEADS, WIDTH, BLOCK, OWN, NARROW
+            )
+            first += HEADS * WIDTH
+            _store_gradient(
+                of_v, of_qkv, turned, factor, start, length, tokens, first, HEADS, WIDTH, BLOCK, OWN, NARROW
+            )

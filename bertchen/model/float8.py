@@ -17,12 +17,14 @@ from torch import Tensor
 
 from . import fused, kernels
 from .kernels import triton_error
+from .narrow import TILE_COLUMNS, TILE_ROWS, quantize, room
 
 if triton_error() is None:
     import triton
     import triton.language as tl
 
-    from .kernels import _normal, _random_pair
+    from .kernels import _normal, _random_key, _random_pair
+    from .narrow import store_fours
 
 ROWS_MULTIPLE = 16
 MIN_CAPABILITY = (8, 9)
@@ -35,7 +37,6 @@ LOGITS_UNIT = 1 / 32768
 # The largest gradient behind a layer's last LayerNorm becomes this much: 7 powers of two below e5m2's end, 22 above its
 # least.
 GRADIENT_AT = 256.0
-_ROWS, _COLUMNS = 32, 128
 
 
 def why_unable(device: torch.device, widths: tuple[int, ...]) -> str | None:
@@ -80,28 +81,13 @@ def _try(device: torch.device) -> str | None:
     return None
 
 
-def quantize(x: Tensor, unit: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x / unit, saturating, in `dtype`, as (rows, columns) and as (columns, rows).
-
-    Args:
-        x: (rows, columns), contiguous; a number of rows divisible by 4.
-        unit: what 1 stands for, a scalar, float32.
-    """
-    rows, columns = x.shape
-    out, turned = _room(rows, columns, x.device)
-    _quantize[(triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS))](
-        x, out, turned, unit, rows // 4, columns, dtype == torch.float8_e4m3fn, _ROWS // 4, _COLUMNS, num_warps=4
-    )
-    return out.view(dtype), turned.view(dtype)
-
-
 def glu(gated: Tensor, unit: Tensor, p: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
     """`kernels.glu`, quantized to e4m3: (tokens, width) and (width, tokens)."""
     tokens, width = gated.shape[0], gated.shape[1] // 2
-    out, turned = _room(tokens, width, gated.device)
+    out, turned = room(tokens, width, gated.device)
     seed, drop, scale = kernels.dropout_arguments(p, seed, gated)
-    _glu[(triton.cdiv(tokens, _ROWS), triton.cdiv(width, _COLUMNS))](
-        gated, out, turned, unit, seed, tokens // 4, width, True, drop, scale, _ROWS // 4, _COLUMNS, num_warps=4
+    _glu[(triton.cdiv(tokens, TILE_ROWS), triton.cdiv(width, TILE_COLUMNS))](
+        gated, out, turned, unit, seed, tokens // 4, width, True, drop, scale, TILE_ROWS // 4, TILE_COLUMNS, num_warps=4
     )
     return out.view(torch.float8_e4m3fn), turned.view(torch.float8_e4m3fn)
 
@@ -109,18 +95,25 @@ def glu(gated: Tensor, unit: Tensor, p: float, seed: Tensor | None) -> tuple[Ten
 def glu_backward(grad: Tensor, gated: Tensor, unit: Tensor, p: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
     """`kernels.glu_backward`, quantized to e5m2: (tokens, 2 * width) and (2 * width, tokens)."""
     tokens, width = grad.shape
-    out, turned = _room(tokens, 2 * width, gated.device)
+    out, turned = room(tokens, 2 * width, gated.device)
     seed, drop, scale = kernels.dropout_arguments(p, seed, gated)
-    _glu_backward[(triton.cdiv(tokens, _ROWS), triton.cdiv(width, _COLUMNS))](
-        grad, gated, out, turned, unit, seed, tokens // 4, width, False, drop, scale, _ROWS // 4, _COLUMNS, num_warps=8
+    _glu_backward[(triton.cdiv(tokens, TILE_ROWS), triton.cdiv(width, TILE_COLUMNS))](
+        grad,
+        gated,
+        out,
+        turned,
+        unit,
+        seed,
+        tokens // 4,
+        width,
+        False,
+        drop,
+        scale,
+        TILE_ROWS // 4,
+        TILE_COLUMNS,
+        num_warps=8,
     )
     return out.view(torch.float8_e5m2), turned.view(torch.float8_e5m2)
-
-
-def _room(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Room for a matrix of 8 bits, and for its transpose, four rows' numbers to one of 32 bits."""
-    matrix = torch.empty(rows, columns, device=device, dtype=torch.int8)
-    return matrix, torch.empty(columns, rows // 4, device=device, dtype=torch.int32)
 
 
 def product(
@@ -176,7 +169,7 @@ class _Float8Layer(torch.autograd.Function):
 
         x_8, x_turned = quantize(x, norm_unit, torch.float8_e4m3fn)
         qkv = product(x_8, qkv_8, norm_unit, weight_units[0], dtype, weights.qkv_bias.to(dtype))
-        graph, flat, residual = fused.attend_apart(qkv, x, settings)
+        attention, flat, residual = fused.attend_apart(qkv, x, settings)
         dense = flat @ dense_weight.t()
         middle, moments = kernels.add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
@@ -188,7 +181,7 @@ class _Float8Layer(torch.autograd.Function):
         result, last_moments = kernels.add_norm(
             out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
         )
-        ctx.graph, ctx.settings = graph, settings
+        ctx.attention, ctx.settings = attention, settings
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             x_turned, flat, residual, dense, middle, middle_turned, moments, gated, hidden_turned, out, last_moments,
@@ -208,24 +201,26 @@ class _Float8Layer(torch.autograd.Function):
         grad, more = (*(grad.contiguous() for grad in grads if grad is not None), None)[:2]
         dtype = out.dtype
 
-        of_out, _, (of_last_norm, of_last_shift, of_wo_bias) = kernels.add_norm_backward(
+        of_out, _, (of_last_norm, of_last_shift, of_wo_bias), largest = kernels.add_norm_backward(
             grad, out, wo_bias, middle, last_norm, last_moments, 0.0, None, more
         )
-        unit = torch.linalg.vector_norm(of_out, float("inf")).float().clamp(min=1e-30) / GRADIENT_AT
+        unit = largest.clamp(min=1e-30) / GRADIENT_AT
         of_out_8, of_out_turned = quantize(of_out, unit, torch.float8_e5m2)
         of_hidden = product(of_out_8, wo_turned, unit, wo_unit, dtype)
         of_wo = product(of_out_turned, hidden_turned, unit, glu_unit, torch.float32, exact_sums=True)
         of_gated_8, of_gated_turned = glu_backward(of_hidden, gated, unit, mlp_p, mlp_seed)
         of_middle = product(of_gated_8, gated_turned, unit, gated_unit, dtype)
         of_gated_weight = product(of_gated_turned, middle_turned, unit, norm_unit, torch.float32, exact_sums=True)
-        of_dense, of_x, (of_norm, of_shift, of_dense_bias) = kernels.add_norm_backward(
+        of_dense, of_x, (of_norm, of_shift, of_dense_bias), _ = kernels.add_norm_backward(
             of_out, dense, dense_bias, residual, norm, moments, attention_p, seed, of_middle
         )
         of_dense_weight = fused.weight_gradient(of_dense, flat)
-        graph, ctx.graph = ctx.graph, None
-        of_qkv, of_x = fused.attend_apart_backward(graph, of_dense @ dense_weight, of_x, settings)
-        of_qkv_bias = fused.attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, settings.context.dropout_p)
-        of_qkv_8, of_qkv_turned = quantize(of_qkv, unit, torch.float8_e5m2)
+        attention, ctx.attention = ctx.attention, None
+        gradients, of_x = fused.attend_apart_backward(attention, of_dense @ dense_weight, of_x, settings, unit)
+        of_qkv_bias = fused.attention_bias_gradient(gradients, of_dense_bias, dense_weight, settings.context.dropout_p)
+        of_qkv_8, of_qkv_turned = gradients.of_qkv.flatten(1), gradients.turned
+        if of_qkv_turned is None:
+            of_qkv_8, of_qkv_turned = quantize(of_qkv_8, unit, torch.float8_e5m2)
         of_qkv_weight = product(of_qkv_turned, x_turned, unit, norm_unit, torch.float32, exact_sums=True)
         of_again = product(of_qkv_8, qkv_turned, unit, qkv_unit, dtype)
         if not ctx.needs_input_grad[1]:
@@ -263,98 +258,12 @@ def weight_unit(largest: Tensor) -> Tensor:
 if triton_error() is None:
 
     @triton.jit
-    def _narrow(value, E4M3: tl.constexpr):
-        """The 8 bits of a number, as an integer, rounded to even, saturating: what a GPU's own instruction gives.
-
-        Plain arithmetic on a float16, which is an e5m2 with 8 more bits of mantissa; of 2^-8 times the value, which
-        shifts one exponent's bias to the other's, it is an e4m3 with 7 more.
-        """
-        LIMIT: tl.constexpr = 448.0 if E4M3 else 57344.0
-        SCALE: tl.constexpr = 0.00390625 if E4M3 else 1.0
-        MORE: tl.constexpr = 7 if E4M3 else 8
-        half = (tl.minimum(tl.maximum(value, -LIMIT), LIMIT) * SCALE).to(tl.float16)
-        bits = half.to(tl.int16, bitcast=True).to(tl.int32)
-        size = bits & 0x7FFF
-        size = (size + ((1 << (MORE - 1)) - 1) + ((size >> MORE) & 1)) >> MORE
-        return size | ((bits >> 8) & 0x80)
-
-    def _pack_assembly(cast: str) -> tl.constexpr:
-        """Four numbers of each of four tiles to bytes, and the four by four bytes transposed, as 32 bits each.
-
-        Casts of Triton's own gave wrong bytes: ptxas 12.8 lost some of the halves that it had joined.
-        """
-        casts = "".join(
-            f"{cast} low, ${first + 1}, ${first}; {cast} high, ${first + 3}, ${first + 2};"
-            f"mov.b32 ${row}, {{low, high}};"
-            for row, first in enumerate(range(8, 24, 4))
-        )
-        pairs = "".join(
-            f"prmt.b32 {name}{half}, ${row}, ${row + 1}, {order};"
-            for name, row in (("ab", 0), ("cd", 2))
-            for half, order in ((0, "0x5140"), (1, "0x7362"))
-        )
-        fours = "".join(
-            f"prmt.b32 ${4 + column}, ab{column // 2}, cd{column // 2}, {'0x7632' if column % 2 else '0x5410'};"
-            for column in range(4)
-        )
-        return tl.constexpr(f"{{.reg .b16 low, high; .reg .b32 ab0, ab1, cd0, cd1; {casts} {pairs} {fours}}}")
-
-    _PACK_E4M3 = _pack_assembly("cvt.rn.satfinite.e4m3x2.f32")
-    _PACK_E5M2 = _pack_assembly("cvt.rn.satfinite.e5m2x2.f32")
-    _PACK_REGISTERS = tl.constexpr(",".join(["=r"] * 8 + ["r"] * 16))
-    _ASSEMBLY = tl.constexpr(not kernels.interpreted())  # which has none
-
-    @triton.jit
-    def _pack(a, b, c, d, E4M3: tl.constexpr):
-        """The 8 bits of each number of four tiles, and those of all four tiles side by side, in one of 32 bits."""
-        if _ASSEMBLY:
-            a, b, c, d, all_four = tl.inline_asm_elementwise(
-                _PACK_E4M3 if E4M3 else _PACK_E5M2, _PACK_REGISTERS, [a, b, c, d],
-                dtype=(tl.int8, tl.int8, tl.int8, tl.int8, tl.int32), is_pure=True, pack=4,
-            )  # fmt: skip
-        else:
-            a = _narrow(a, E4M3)
-            b = _narrow(b, E4M3)
-            c = _narrow(c, E4M3)
-            d = _narrow(d, E4M3)
-            all_four = a | (b << 8) | (c << 16) | (d << 24)
-        return a.to(tl.int8), b.to(tl.int8), c.to(tl.int8), d.to(tl.int8), all_four
-
-    @triton.jit
-    def _store(a, b, c, d, out, turned, quarter, columns, quad, column, inside, E4M3: tl.constexpr):
-        """Stores four tiles, of the rows 4 i, 4 i + 1, … of a matrix, and the same of its transpose.
-
-        The four rows' numbers are neighbours in the transpose, where they are stored as one of 32 bits.
-        """
-        a, b, c, d, all_four = _pack(a, b, c, d, E4M3)
-        place = out + (quad * 4)[:, None].to(tl.int64) * columns + column[None, :]
-        tl.store(place, a, mask=inside)
-        tl.store(place + columns, b, mask=inside)
-        tl.store(place + 2 * columns, c, mask=inside)
-        tl.store(place + 3 * columns, d, mask=inside)
-        tl.store(turned + column[None, :].to(tl.int64) * quarter + quad[:, None], all_four, mask=inside)
-
-    @triton.jit
-    def _quantize(
-        x, out, turned, unit, quarter, columns, E4M3: tl.constexpr, QUADS: tl.constexpr, WIDE: tl.constexpr,
-    ):  # fmt: skip
-        quad = tl.program_id(0) * QUADS + tl.arange(0, QUADS)
-        column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
-        inside = (quad < quarter)[:, None] & (column < columns)[None, :]
-        place = x + (quad * 4)[:, None].to(tl.int64) * columns + column[None, :]
-        factor = 1.0 / tl.load(unit)
-        a = tl.load(place, mask=inside, other=0.0).to(tl.float32) * factor
-        b = tl.load(place + columns, mask=inside, other=0.0).to(tl.float32) * factor
-        c = tl.load(place + 2 * columns, mask=inside, other=0.0).to(tl.float32) * factor
-        d = tl.load(place + 3 * columns, mask=inside, other=0.0).to(tl.float32) * factor
-        _store(a, b, c, d, out, turned, quarter, columns, quad, column, inside, E4M3)
-
-    @triton.jit
     def _drop(a, b, c, d, seed, quad, column, width, DROP: tl.constexpr):
         """Dropout of four rows, that of `kernels`, whose rows come in pairs; what is kept isn't scaled."""
         pair = (quad * 2)[:, None] * width + column[None, :]
-        first, second = _random_pair(seed, pair)
-        third, fourth = _random_pair(seed, pair + width)
+        key = _random_key(seed)
+        first, second = _random_pair(key, pair)
+        third, fourth = _random_pair(key, pair + width)
         a = tl.where(first >= DROP, a, 0.0)
         b = tl.where(second >= DROP, b, 0.0)
         c = tl.where(third >= DROP, c, 0.0)
@@ -383,7 +292,7 @@ if triton_error() is None:
         d = _glu_of(place + 6 * width, width, inside) * factor
         if DROP:
             a, b, c, d = _drop(a, b, c, d, seed, quad, column, width, DROP)
-        _store(a, b, c, d, out, turned, quarter, width, quad, column, inside, E4M3)
+        store_fours(a, b, c, d, out, turned, quarter, width, quad, column, inside, E4M3)
 
     @triton.jit
     def _glu_gradient(place, width, upper, inside):
@@ -413,5 +322,5 @@ if triton_error() is None:
         b, of_b = _glu_gradient(place + 2 * width, width, b, inside)
         c, of_c = _glu_gradient(place + 4 * width, width, c, inside)
         d, of_d = _glu_gradient(place + 6 * width, width, d, inside)
-        _store(a, b, c, d, out, turned, quarter, 2 * width, quad, column, inside, E4M3)
-        _store(of_a, of_b, of_c, of_d, out, turned, quarter, 2 * width, quad, column + width, inside, E4M3)
+        store_fours(a, b, c, d, out, turned, quarter, 2 * width, quad, column, inside, E4M3)
+        store_fours(of_a, of_b, of_c, of_d, out, turned, quarter, 2 * width, quad, column + width, inside, E4M3)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import kernels
 from .attention import AttentionContext, attend
+from .attention_kernels import Gradients, Kept, attention_backward, attention_forward, can_narrow
 from .padding import Rows, put_rows, take_rows
 
 LOSS_ROWS = 1 << 15
@@ -77,7 +78,7 @@ class _Layer(torch.autograd.Function):
         )
         seeds = [kernels.new_seed(x.device) if p else None for p in (attention_p, mlp_p)]
         qkv = F.linear(x, qkv_weight, weights.qkv_bias.to(dtype))
-        graph, flat, residual = attend_apart(qkv, x, settings)
+        attention, flat, residual = attend_apart(qkv, x, settings)
         dense = flat @ dense_weight.t()
         middle, moments = kernels.add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
@@ -88,7 +89,7 @@ class _Layer(torch.autograd.Function):
         result, last_moments = kernels.add_norm(
             out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
         )
-        ctx.graph, ctx.settings = graph, settings
+        ctx.attention, ctx.settings = attention, settings
         ctx.save_for_backward(
             x, flat, residual, dense, middle, moments, gated, hidden, out, last_moments, *seeds,
             qkv_weight, dense_weight, gated_weight, wo_weight,
@@ -103,21 +104,22 @@ class _Layer(torch.autograd.Function):
             x, flat, residual, dense, middle, moments, gated, hidden, out, last_moments, seed, mlp_seed,
             qkv_weight, dense_weight, gated_weight, wo_weight, dense_bias, norm, wo_bias, last_norm,
         ) = ctx.saved_tensors  # fmt: skip
-        of_out, _, (of_last_norm, of_last_shift, of_wo_bias) = kernels.add_norm_backward(
+        of_out, _, (of_last_norm, of_last_shift, of_wo_bias), _ = kernels.add_norm_backward(
             grads[0].contiguous(), out, wo_bias, middle, last_norm, last_moments, 0.0, None
         )
         of_wo = weight_gradient(of_out, hidden)
         of_gated = kernels.glu_backward(of_out @ wo_weight, gated, mlp_p, mlp_seed)
         of_gated_weight = weight_gradient(of_gated, middle)
         of_middle = of_out.addmm_(of_gated, gated_weight)
-        of_dense, of_x, (of_norm, of_shift, of_dense_bias) = kernels.add_norm_backward(
+        of_dense, of_x, (of_norm, of_shift, of_dense_bias), _ = kernels.add_norm_backward(
             of_middle, dense, dense_bias, residual, norm, moments, attention_p, seed
         )
         of_dense_weight = weight_gradient(of_dense, flat)
-        graph, ctx.graph = ctx.graph, None
-        of_qkv, of_x = attend_apart_backward(graph, of_dense @ dense_weight, of_x, settings)
+        attention, ctx.attention = ctx.attention, None
+        gradients, of_x = attend_apart_backward(attention, of_dense @ dense_weight, of_x, settings)
+        of_qkv = gradients.of_qkv.flatten(1)
         of_qkv_weight = weight_gradient(of_qkv, x)
-        of_qkv_bias = attention_bias_gradient(of_qkv, of_dense_bias, dense_weight, settings.context.dropout_p)
+        of_qkv_bias = attention_bias_gradient(gradients, of_dense_bias, dense_weight, settings.context.dropout_p)
         # The dense product's gradient, where nothing drops, is the residual's too: it has been used by now.
         of_x = of_x.addmm_(of_qkv, qkv_weight)
         return (
@@ -126,37 +128,59 @@ class _Layer(torch.autograd.Function):
         )  # fmt: skip
 
 
-def attend_apart(qkv: Tensor, x: Tensor, settings: LayerSettings) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Attention within a forward that is written out: it differentiates itself, by a graph of its own.
+def attend_apart(
+    qkv: Tensor, x: Tensor, settings: LayerSettings
+) -> tuple[Kept | tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Attention within a forward that is written out; other backends than ours differentiate themselves.
 
     Args:
         qkv: (tokens, 3 * hidden).
         x: the layer's input, (tokens, hidden).
 
     Returns:
-        The graph's ends for `attend_apart_backward`, and attention's result and `x` at the rows that are wanted.
+        What `attend_apart_backward` needs: what our kernels keep, or the ends of a graph of its own; and attention's
+        result and `x` at the rows that are wanted.
     """
-    with torch.set_grad_enabled(settings.differentiate):
-        leaf = qkv.unflatten(-1, (3, settings.num_heads, -1)).requires_grad_(settings.differentiate)
-        attended = attend(leaf, settings.context)
+    context, differentiate = settings.context, settings.differentiate
+    leaf = qkv.unflatten(-1, (3, settings.num_heads, -1))
+    kept: Kept | tuple[Tensor, Tensor]
+    if context.backend == "triton" and qkv.shape[0]:
+        packing = context.packing
+        attended, kept = attention_forward(
+            leaf, packing.cu_seqlens, packing.max_seqlen, context.slopes, packing.indices is None
+        )
+    else:
+        with torch.set_grad_enabled(differentiate):
+            attended = attend(leaf.requires_grad_(differentiate), context)
+        kept = leaf, attended
     flat = attended.detach().flatten(1)
     if settings.rows is not None:
         flat, x = take_rows(flat, settings.rows), take_rows(x, settings.rows)
-    return (leaf, attended), flat, x
+    return kept, flat, x
 
 
 def attend_apart_backward(
-    graph: tuple[Tensor, Tensor], of_attended: Tensor, of_x: Tensor, settings: LayerSettings
-) -> tuple[Tensor, Tensor]:
-    """The gradients of `qkv`, (tokens, 3 * hidden), and of `x` from those of `attend_apart`'s results."""
-    leaf, attended = graph
+    kept: Kept | tuple[Tensor, Tensor], of_attended: Tensor, of_x: Tensor, settings: LayerSettings,
+    unit: Tensor | None = None,
+) -> tuple[Gradients, Tensor]:  # fmt: skip
+    """The gradients of `qkv` and of `x` from those of `attend_apart`'s results.
+
+    Args:
+        unit: see `attention_backward`; where that can't narrow them, gradients stay in the dtype of `qkv`.
+    """
     if settings.rows is not None:
         of_attended, of_x = put_rows(of_attended, settings.rows), put_rows(of_x, settings.rows)
-    (of_qkv,) = torch.autograd.grad(attended, leaf, of_attended.view_as(attended))
-    return of_qkv.flatten(1), of_x
+    of_attended = of_attended.unflatten(-1, (settings.num_heads, -1))
+    if isinstance(kept, Kept):
+        return attention_backward(kept, of_attended, unit if can_narrow(kept) else None), of_x
+    leaf, attended = kept
+    (of_qkv,) = torch.autograd.grad(attended, leaf, of_attended)
+    return Gradients(of_qkv, None, of_qkv[:, 0].flatten(1).sum(0, dtype=torch.float32)), of_x
 
 
-def attention_bias_gradient(of_qkv: Tensor, of_dense_bias: Tensor, dense_weight: Tensor, dropout_p: float) -> Tensor:
+def attention_bias_gradient(
+    gradients: Gradients, of_dense_bias: Tensor, dense_weight: Tensor, dropout_p: float
+) -> Tensor:
     """The gradient of the biases of queries, keys and values, float32, (3 * hidden,), from as few sums as it takes.
 
     A bias of the keys moves all scores of a query alike, which softmax doesn't see: no gradient. Softmax's shares add
@@ -164,8 +188,8 @@ def attention_bias_gradient(of_qkv: Tensor, of_dense_bias: Tensor, dense_weight:
     projection of the sum that is the gradient of the projection's bias. Dropout of shares would change their sum.
     """
     if dropout_p:
-        return of_qkv.sum(0, dtype=torch.float32)
-    of_queries = of_qkv[:, : of_dense_bias.numel()].sum(0, dtype=torch.float32)
+        return gradients.of_qkv.flatten(1).sum(0, dtype=torch.float32)
+    of_queries = gradients.of_query_bias
     of_values = of_dense_bias @ dense_weight.float()
     return torch.cat([of_queries, torch.zeros_like(of_queries), of_values])
 

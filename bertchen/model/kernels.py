@@ -11,7 +11,9 @@ share `threshold / 65536` drops. Forward and backward compute the same. The kern
 
 from __future__ import annotations
 
+import math
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +28,10 @@ except Exception as error:  # some builds of PyTorch come without it, others wit
 
 RANDOM_VALUES = 1 << 16
 MAX_WIDTH = 8192
+MAX_PIECES = 8
+WARP_LOAD = 256  # numbers that the 32 lanes of a warp load at once, 8 each
+# Numbers of a row that a lane has registers for, where LayerNorm's kernels hold two rows.
+FORWARD_LANE, BACKWARD_LANE = 32, 12
 _PROGRAMS_PER_PROCESSOR = 4
 
 
@@ -128,34 +134,48 @@ def add_norm(
     moments = torch.empty(tokens, 2, device=x.device, dtype=torch.float32)
     if tokens:
         seed, drop, scale = dropout_arguments(p, seed, x)
+        pieces, piece, warps = _divide(width, FORWARD_LANE)
         _add_norm[(triton.cdiv(tokens, 2),)](
             x, bias, residual, weight, shift, out, moments, seed, tokens, eps, width, drop, scale,
-            triton.next_power_of_2(width), num_warps=_warps(width),
+            pieces, piece, num_warps=warps,
         )  # fmt: skip
     return out, moments
+
+
+class NormGradients(NamedTuple):
+    """What `add_norm_backward` gives.
+
+    Attributes:
+        of_x: (tokens, width).
+        of_residual: the same tensor where nothing is dropped.
+        of_parameters: of weight, shift and bias, float32, (3, width).
+        largest: absolute value in `of_residual`, before it is rounded, float32, a scalar.
+    """
+
+    of_x: Tensor
+    of_residual: Tensor
+    of_parameters: Tensor
+    largest: Tensor
 
 
 def add_norm_backward(
     grad: Tensor, x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, moments: Tensor, p: float,
     seed: Tensor | None, more: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of `add_norm`, whose arguments it takes, from that of its result, `grad`, or `grad` + `more`.
-
-    Returns:
-        The gradient of `x`; that of `residual`, the same tensor where nothing is dropped; and those of weight, shift
-        and bias, float32, (3, width).
-    """
+) -> NormGradients:  # fmt: skip
+    """The gradients of `add_norm`, whose arguments it takes, from that of its result, `grad`, or `grad` + `more`."""
     tokens, width = x.shape
     seed, drop, scale = dropout_arguments(p, seed, x)
     of_residual = torch.empty_like(x)
     of_x = torch.empty_like(x) if drop else of_residual
+    pieces, piece, warps = _divide(width, BACKWARD_LANE)
     programs = min(triton.cdiv(max(tokens, 1), 2), _PROGRAMS_PER_PROCESSOR * _processors(x.device))
     sums = torch.empty(programs, 3, width, device=x.device, dtype=torch.float32)
+    largest = torch.empty(programs, device=x.device, dtype=torch.float32)
     _add_norm_backward[(programs,)](
-        grad, grad if more is None else more, x, bias, residual, weight, moments, of_x, of_residual, sums,
-        seed, tokens, width, more is not None, drop, scale, triton.next_power_of_2(width), num_warps=_warps(width) // 2,
+        grad, grad if more is None else more, x, bias, residual, weight, moments, of_x, of_residual, sums, largest,
+        seed, tokens, width, more is not None, drop, scale, pieces, piece, num_warps=warps,
     )  # fmt: skip
-    return of_x, of_residual, sums.sum(0)
+    return NormGradients(of_x, of_residual, sums.sum(0), largest.amax())
 
 
 def cross_entropy_(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -172,8 +192,19 @@ def cross_entropy_(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     return losses
 
 
-def _warps(width: int) -> int:
-    return 4 if width <= 1024 else 8
+def _divide(width: int, most: int) -> tuple[int, int, int]:
+    """The number of pieces that a row is divided into, their length, and warps.
+
+    A length is a power of two, which most models' widths aren't: 768 is 3 pieces of 256, without idle lanes.
+
+    Args:
+        most: values of a row that a lane of a warp has room for.
+    """
+    warps = triton.next_power_of_2(triton.cdiv(width, 32 * most))
+    piece = math.gcd(width, WARP_LOAD * warps)
+    if width // piece > MAX_PIECES:
+        return 1, triton.next_power_of_2(width), warps
+    return width // piece, piece, warps
 
 
 if _TRITON_ERROR is None:
@@ -186,10 +217,14 @@ if _TRITON_ERROR is None:
         return x ^ (x >> 16)
 
     @triton.jit
-    def _random_pair(seed, index):
-        """Two numbers of 16 bits each for an index."""
+    def _random_key(seed):
+        """32 bits of a seed."""
         value = tl.load(seed)
-        key = _mix(_mix((value >> 32).to(tl.uint32)) + value.to(tl.uint32))
+        return _mix(_mix((value >> 32).to(tl.uint32)) + value.to(tl.uint32))
+
+    @triton.jit
+    def _random_pair(key, index):
+        """Two numbers of 16 bits each for an index."""
         x = _mix(index.to(tl.uint32) * 0x9E3779B1 + key)
         return x & 0xFFFF, x >> 16
 
@@ -218,7 +253,7 @@ if _TRITON_ERROR is None:
         pair = tl.program_id(0)
         column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         if DROP:
-            first, second = _random_pair(seed, pair * width + column)
+            first, second = _random_pair(_random_key(seed), pair * width + column)
         for i in tl.static_range(2):
             token = (pair * 2 + i).to(tl.int64)
             inside = (column < width) & (token < tokens)
@@ -238,7 +273,7 @@ if _TRITON_ERROR is None:
         pair = tl.program_id(0)
         column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         if DROP:
-            first, second = _random_pair(seed, pair * width + column)
+            first, second = _random_pair(_random_key(seed), pair * width + column)
         for i in tl.static_range(2):
             token = (pair * 2 + i).to(tl.int64)
             inside = (column < width) & (token < tokens)
@@ -255,96 +290,192 @@ if _TRITON_ERROR is None:
             tl.store(out + token * 2 * width + width + column, of_value.to(out.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def _add_norm(
-        x, bias, residual, weight, shift, out, moments, seed, tokens, eps, WIDTH: tl.constexpr, DROP: tl.constexpr,
-        SCALE: tl.constexpr, BLOCK: tl.constexpr,
-    ):  # fmt: skip
-        pair = tl.program_id(0)
-        column = tl.arange(0, BLOCK)
-        within = column < WIDTH
-        b = tl.load(bias + column, mask=within, other=0.0).to(tl.float32)
-        w = tl.load(weight + column, mask=within, other=0.0).to(tl.float32)
-        s = tl.load(shift + column, mask=within, other=0.0).to(tl.float32)
-        if DROP:
-            first, second = _random_pair(seed, pair * WIDTH + column)
-        for i in tl.static_range(2):
-            token = (pair * 2 + i).to(tl.int64)
-            inside = within & (token < tokens)
-            total = tl.load(x + token * WIDTH + column, mask=inside, other=0.0).to(tl.float32) + b
-            if DROP:
-                bits = first if i == 0 else second
-                total = tl.where(bits >= DROP, total * SCALE, 0.0)
-            total += tl.load(residual + token * WIDTH + column, mask=inside, other=0.0).to(tl.float32)
-            mean = tl.sum(total, 0) / WIDTH
-            centred = tl.where(within, total - mean, 0.0)
-            reciprocal = tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
-            tl.store(out + token * WIDTH + column, (centred * reciprocal * w + s).to(out.dtype.element_ty), mask=inside)
-            tl.store(moments + token * 2, mean, mask=token < tokens)
-            tl.store(moments + token * 2 + 1, reciprocal, mask=token < tokens)
+    def _load_pieces(place, inside, WIDTH: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+        """A row as a tuple of its pieces, float32, zeros where it isn't `inside`."""
+        pieces = ()
+        for i in tl.static_range(PIECES):
+            column = i * PIECE + tl.arange(0, PIECE)
+            pieces = pieces + (tl.load(place + column, mask=inside & (column < WIDTH), other=0.0).to(tl.float32),)
+        return pieces
 
     @triton.jit
-    def _norm_gradient(scaled, normed, reciprocal, WIDTH: tl.constexpr):
-        """LayerNorm's gradient from that of its result times the weight, and from what it normed."""
-        along = tl.sum(scaled * normed, 0) / WIDTH
-        average = tl.sum(scaled, 0) / WIDTH
-        return (scaled - normed * along - average) * reciprocal
+    def _zero_pieces(PIECES: tl.constexpr, PIECE: tl.constexpr):
+        pieces = ()
+        for _ in tl.static_range(PIECES):
+            pieces = pieces + (tl.zeros([PIECE], dtype=tl.float32),)
+        return pieces
+
+    @triton.jit
+    def _store_pieces(place, inside, pieces, WIDTH: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+        for i in tl.static_range(PIECES):
+            column = i * PIECE + tl.arange(0, PIECE)
+            tl.store(place + column, pieces[i].to(place.dtype.element_ty), mask=inside & (column < WIDTH))
+
+    @triton.jit
+    def _drop_pieces(pieces, kept, SCALE: tl.constexpr, PIECES: tl.constexpr):
+        dropped = ()
+        for i in tl.static_range(PIECES):
+            dropped = dropped + (tl.where(kept[i], pieces[i] * SCALE, 0.0),)
+        return dropped
+
+    @triton.jit
+    def _sums_of_pieces(a, b, PIECES: tl.constexpr):
+        sums = ()
+        for i in tl.static_range(PIECES):
+            sums = sums + (a[i] + b[i],)
+        return sums
+
+    @triton.jit
+    def _sums_of_products(a, b, c, PIECES: tl.constexpr):
+        sums = ()
+        for i in tl.static_range(PIECES):
+            sums = sums + (a[i] + b[i] * c[i],)
+        return sums
+
+    @triton.jit
+    def _store_norm(
+        totals, inside, token, weight, shift, out, moments, eps, WIDTH: tl.constexpr, PIECES: tl.constexpr,
+        PIECE: tl.constexpr,
+    ):  # fmt: skip
+        """LayerNorm of a row, and its moments."""
+        total = totals[0]
+        for i in tl.static_range(1, PIECES):
+            total += totals[i]
+        mean = tl.sum(total, 0) / WIDTH
+        squares = tl.zeros([PIECE], dtype=tl.float32)
+        for i in tl.static_range(PIECES):
+            centred = tl.where(i * PIECE + tl.arange(0, PIECE) < WIDTH, totals[i] - mean, 0.0)
+            squares += centred * centred
+        reciprocal = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)
+        for i in tl.static_range(PIECES):
+            column = i * PIECE + tl.arange(0, PIECE)
+            w = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+            s = tl.load(shift + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+            result = (totals[i] - mean) * reciprocal * w + s
+            tl.store(out + token * WIDTH + column, result.to(out.dtype.element_ty), mask=inside & (column < WIDTH))
+        tl.store(moments + token * 2, mean, mask=inside)
+        tl.store(moments + token * 2 + 1, reciprocal, mask=inside)
+
+    @triton.jit
+    def _add_norm(
+        x, bias, residual, weight, shift, out, moments, seed, tokens, eps, WIDTH: tl.constexpr, DROP: tl.constexpr,
+        SCALE: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
+    ):  # fmt: skip
+        pair = tl.program_id(0)
+        token = pair.to(tl.int64) * 2
+        place = token * WIDTH
+        inside, next_inside = token < tokens, token + 1 < tokens
+        # All of both tokens is loaded before anything is stored: a load doesn't pass a store.
+        values = _load_pieces(x + place, inside, WIDTH, PIECES, PIECE)
+        next_values = _load_pieces(x + place + WIDTH, next_inside, WIDTH, PIECES, PIECE)
+        others = _load_pieces(residual + place, inside, WIDTH, PIECES, PIECE)
+        next_others = _load_pieces(residual + place + WIDTH, next_inside, WIDTH, PIECES, PIECE)
+        totals, next_totals = (), ()
+        if DROP:
+            key = _random_key(seed)
+        for i in tl.static_range(PIECES):
+            column = i * PIECE + tl.arange(0, PIECE)
+            b = tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+            total = values[i] + b
+            next_total = next_values[i] + b
+            if DROP:
+                first, second = _random_pair(key, pair * WIDTH + column)
+                total = tl.where(first >= DROP, total * SCALE, 0.0)
+                next_total = tl.where(second >= DROP, next_total * SCALE, 0.0)
+            totals = totals + (total + others[i],)
+            next_totals = next_totals + (next_total + next_others[i],)
+        _store_norm(totals, inside, token, weight, shift, out, moments, eps, WIDTH, PIECES, PIECE)
+        _store_norm(next_totals, next_inside, token + 1, weight, shift, out, moments, eps, WIDTH, PIECES, PIECE)
+
+    @triton.jit
+    def _norm_gradient(
+        uppers, normed, reciprocal, weight, WIDTH: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr
+    ):
+        """LayerNorm's gradient from that of its result and from what it normed."""
+        scaled = ()
+        along = tl.zeros([PIECE], dtype=tl.float32)
+        average = tl.zeros([PIECE], dtype=tl.float32)
+        for i in tl.static_range(PIECES):
+            column = i * PIECE + tl.arange(0, PIECE)
+            scaled = scaled + (uppers[i] * tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32),)
+            along += scaled[i] * normed[i]
+            average += scaled[i]
+        along = tl.sum(along, 0) / WIDTH
+        average = tl.sum(average, 0) / WIDTH
+        results = ()
+        for i in tl.static_range(PIECES):
+            result = (scaled[i] - normed[i] * along - average) * reciprocal
+            results = results + (tl.where(i * PIECE + tl.arange(0, PIECE) < WIDTH, result, 0.0),)
+        return results
 
     @triton.jit
     def _add_norm_backward(
-        grad, more, x, bias, residual, weight, moments, of_x, of_residual, sums, seed, tokens, WIDTH: tl.constexpr,
-        MORE: tl.constexpr, DROP: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
+        grad, more, x, bias, residual, weight, moments, of_x, of_residual, sums, largest, seed, tokens,
+        WIDTH: tl.constexpr, MORE: tl.constexpr, DROP: tl.constexpr, SCALE: tl.constexpr, PIECES: tl.constexpr,
+        PIECE: tl.constexpr,
     ):  # fmt: skip
-        program = tl.program_id(0)
-        column = tl.arange(0, BLOCK)
-        within = column < WIDTH
-        b = tl.load(bias + column, mask=within, other=0.0).to(tl.float32)
-        w = tl.load(weight + column, mask=within, other=0.0).to(tl.float32)
-        of_weight = tl.zeros([BLOCK], dtype=tl.float32)
-        of_shift = tl.zeros([BLOCK], dtype=tl.float32)
-        of_bias = tl.zeros([BLOCK], dtype=tl.float32)
+        of_weight = _zero_pieces(PIECES, PIECE)
+        of_shift = _zero_pieces(PIECES, PIECE)
+        of_bias = _zero_pieces(PIECES, PIECE)
+        highest = tl.zeros([PIECE], dtype=tl.float32)
+        if DROP:
+            key = _random_key(seed)
         for turn in range(tl.cdiv(tl.cdiv(tokens, 2), tl.num_programs(0))):
-            pair = program + turn * tl.num_programs(0)
-            token = (pair * 2).to(tl.int64)
-            place = token * WIDTH + column
-            next_place = place + WIDTH
-            inside = within & (token < tokens)
-            next_inside = within & (token + 1 < tokens)
+            pair = tl.program_id(0) + turn * tl.num_programs(0)
+            token = pair.to(tl.int64) * 2
+            place = token * WIDTH
+            inside, next_inside = token < tokens, token + 1 < tokens
             # All of both tokens is loaded before anything is stored: a load doesn't pass a store.
-            upper = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
-            next_upper = tl.load(grad + next_place, mask=next_inside, other=0.0).to(tl.float32)
+            uppers = _load_pieces(grad + place, inside, WIDTH, PIECES, PIECE)
+            next_uppers = _load_pieces(grad + place + WIDTH, next_inside, WIDTH, PIECES, PIECE)
             if MORE:
-                upper += tl.load(more + place, mask=inside, other=0.0).to(tl.float32)
-                next_upper += tl.load(more + next_place, mask=next_inside, other=0.0).to(tl.float32)
-            total = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) + b
-            next_total = tl.load(x + next_place, mask=next_inside, other=0.0).to(tl.float32) + b
-            other = tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
-            next_other = tl.load(residual + next_place, mask=next_inside, other=0.0).to(tl.float32)
-            mean = tl.load(moments + token * 2, mask=token < tokens, other=0.0)
-            next_mean = tl.load(moments + token * 2 + 2, mask=token + 1 < tokens, other=0.0)
-            reciprocal = tl.load(moments + token * 2 + 1, mask=token < tokens, other=0.0)
-            next_reciprocal = tl.load(moments + token * 2 + 3, mask=token + 1 < tokens, other=0.0)
+                others = _load_pieces(more + place, inside, WIDTH, PIECES, PIECE)
+                next_others = _load_pieces(more + place + WIDTH, next_inside, WIDTH, PIECES, PIECE)
+                uppers = _sums_of_pieces(uppers, others, PIECES)
+                next_uppers = _sums_of_pieces(next_uppers, next_others, PIECES)
+            values = _load_pieces(x + place, inside, WIDTH, PIECES, PIECE)
+            next_values = _load_pieces(x + place + WIDTH, next_inside, WIDTH, PIECES, PIECE)
+            others = _load_pieces(residual + place, inside, WIDTH, PIECES, PIECE)
+            next_others = _load_pieces(residual + place + WIDTH, next_inside, WIDTH, PIECES, PIECE)
+            # Of a token that isn't there both moments are 0, and so is what they norm.
+            mean = tl.load(moments + token * 2, mask=inside, other=0.0)
+            next_mean = tl.load(moments + token * 2 + 2, mask=next_inside, other=0.0)
+            reciprocal = tl.load(moments + token * 2 + 1, mask=inside, other=0.0)
+            next_reciprocal = tl.load(moments + token * 2 + 3, mask=next_inside, other=0.0)
+            normed, next_normed, kept, next_kept = (), (), (), ()
+            for i in tl.static_range(PIECES):
+                column = i * PIECE + tl.arange(0, PIECE)
+                b = tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+                total = values[i] + b
+                next_total = next_values[i] + b
+                if DROP:
+                    first, second = _random_pair(key, pair * WIDTH + column)
+                    kept = kept + (first >= DROP,)
+                    next_kept = next_kept + (second >= DROP,)
+                    total = tl.where(kept[i], total * SCALE, 0.0)
+                    next_total = tl.where(next_kept[i], next_total * SCALE, 0.0)
+                normed = normed + ((total + others[i] - mean) * reciprocal,)
+                next_normed = next_normed + ((next_total + next_others[i] - next_mean) * next_reciprocal,)
+            of_weight = _sums_of_products(of_weight, uppers, normed, PIECES)
+            of_weight = _sums_of_products(of_weight, next_uppers, next_normed, PIECES)
+            of_shift = _sums_of_pieces(_sums_of_pieces(of_shift, uppers, PIECES), next_uppers, PIECES)
+            results = _norm_gradient(uppers, normed, reciprocal, weight, WIDTH, PIECES, PIECE)
+            next_results = _norm_gradient(next_uppers, next_normed, next_reciprocal, weight, WIDTH, PIECES, PIECE)
+            _store_pieces(of_residual + place, inside, results, WIDTH, PIECES, PIECE)
+            _store_pieces(of_residual + place + WIDTH, next_inside, next_results, WIDTH, PIECES, PIECE)
+            for i in tl.static_range(PIECES):
+                highest = tl.maximum(highest, tl.maximum(tl.abs(results[i]), tl.abs(next_results[i])))
             if DROP:
-                first, second = _random_pair(seed, pair * WIDTH + column)
-                total = tl.where(first >= DROP, total * SCALE, 0.0)
-                next_total = tl.where(second >= DROP, next_total * SCALE, 0.0)
-            normed = tl.where(inside, (total + other - mean) * reciprocal, 0.0)
-            next_normed = tl.where(next_inside, (next_total + next_other - next_mean) * next_reciprocal, 0.0)
-            of_weight += upper * normed + next_upper * next_normed
-            of_shift += upper + next_upper
-            result = _norm_gradient(upper * w, normed, reciprocal, WIDTH)
-            next_result = _norm_gradient(next_upper * w, next_normed, next_reciprocal, WIDTH)
-            tl.store(of_residual + place, result.to(of_residual.dtype.element_ty), mask=inside)
-            tl.store(of_residual + next_place, next_result.to(of_residual.dtype.element_ty), mask=next_inside)
-            if DROP:
-                result = tl.where(first >= DROP, result * SCALE, 0.0)
-                next_result = tl.where(second >= DROP, next_result * SCALE, 0.0)
-                tl.store(of_x + place, result.to(of_x.dtype.element_ty), mask=inside)
-                tl.store(of_x + next_place, next_result.to(of_x.dtype.element_ty), mask=next_inside)
-            of_bias += tl.where(inside, result, 0.0) + tl.where(next_inside, next_result, 0.0)
-        place = sums + program * 3 * WIDTH + column
-        tl.store(place, of_weight, mask=within)
-        tl.store(place + WIDTH, of_shift, mask=within)
-        tl.store(place + 2 * WIDTH, of_bias, mask=within)
+                results = _drop_pieces(results, kept, SCALE, PIECES)
+                next_results = _drop_pieces(next_results, next_kept, SCALE, PIECES)
+                _store_pieces(of_x + place, inside, results, WIDTH, PIECES, PIECE)
+                _store_pieces(of_x + place + WIDTH, next_inside, next_results, WIDTH, PIECES, PIECE)
+            of_bias = _sums_of_pieces(_sums_of_pieces(of_bias, results, PIECES), next_results, PIECES)
+        place = sums + tl.program_id(0) * 3 * WIDTH
+        _store_pieces(place, True, of_weight, WIDTH, PIECES, PIECE)
+        _store_pieces(place + WIDTH, True, of_shift, WIDTH, PIECES, PIECE)
+        _store_pieces(place + 2 * WIDTH, True, of_bias, WIDTH, PIECES, PIECE)
+        tl.store(largest + tl.program_id(0), tl.max(highest, 0))
 
     @triton.jit
     def _cross_entropy(logits, labels, losses, classes, ignore_index, BLOCK: tl.constexpr):

@@ -35,6 +35,7 @@ from .float8 import why_unable as why_no_float8
 from .fused import Products, linear_cross_entropy, why_unfused
 from .kernels import why_unable  # noqa: F401
 from .layers import Embeddings, Layer, MaskedLMHead, PredictionHead, compute_dtype
+from .narrow import quantize  # noqa: F401
 from .onednn import serves  # noqa: F401
 from .padding import Packing, Rows, TakeRows, pack, remove_padding, restore_padding
 

@@ -17,11 +17,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bertchen.model import attention_kernels, float8, kernels
+from bertchen.model import attention_kernels, float8, kernels, narrow
 
+OF_ATTENTION = ("log_sums", "deltas", "slopes", "query_sums")
 POINTERS = {
     "*bf16": ("gated", "grad", "more", "x", "residual", "of_x", "of_residual", "logits", "qkv", "of_qkv"),
-    "*fp32": ("bias", "weight", "shift", "moments", "sums", "losses", "log_sums", "deltas", "slopes", "unit"),
+    "*fp32": ("bias", "weight", "shift", "moments", "sums", "largest", "losses", "unit", *OF_ATTENTION),
     "*i64": ("seed", "labels"),
     "*i32": ("cu_seqlens", "turned", "reach"),
     "i32": ("tokens", "width", "classes", "ignore_index", "quarter", "columns"),
@@ -30,7 +31,7 @@ POINTERS = {
 TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
 DROPOUT = {"DROP": 6554, "SCALE": 1.1}
 HEADS = {"HEADS": 12, "WIDTH": 64, "BLOCK": 64, "OWN": attention_kernels.OWN, "OWNERS": 8}
-NORM = {**DROPOUT, "WIDTH": 768, "BLOCK": 1024}
+NORM = {**DROPOUT, "WIDTH": 768, "PIECES": 3, "PIECE": 256}
 EIGHT_BITS = {"QUADS": 8, "WIDE": 128}
 ATTENTION = {
     attention_kernels._forward: attention_kernels.FORWARD,
@@ -41,19 +42,24 @@ ATTENTION = {
 KERNELS: list[tuple[Any, str, dict[str, Any], int, int]] = [
     (kernels._glu, "*bf16", {**DROPOUT, "BLOCK": 1024}, 4, 3),
     (kernels._glu_backward, "*bf16", {**DROPOUT, "BLOCK": 1024}, 4, 3),
-    (kernels._add_norm, "*bf16", NORM, 4, 3),
+    (kernels._add_norm, "*bf16", NORM, 1, 3),
     (kernels._add_norm_backward, "*bf16", {**NORM, "MORE": True}, 2, 3),
     (kernels._cross_entropy, "*bf16", {"BLOCK": 8192}, 16, 3),
     *(
-        (kernel, "*bf16", {**HEADS, "PASS": shape.pass_by, "MASKED": masked}, shape.warps, shape.stages)
+        (kernel, "*bf16", {**HEADS, "PASS": shape.pass_by, "MASKED": masked, "NARROW": False}, *shape[1:])
         for kernel, shape in ATTENTION.items()
         for masked in (False, True)
     ),
 ]
 KERNELS_OF_8_BITS: list[tuple[Any, str, dict[str, Any], int, int]] = [
-    (float8._quantize, "*i8", {**EIGHT_BITS, "E4M3": True}, 4, 3),
+    (narrow._quantize, "*i8", {**EIGHT_BITS, "E4M3": True}, 4, 3),
     (float8._glu, "*i8", {**EIGHT_BITS, **DROPOUT, "E4M3": True}, 4, 3),
     (float8._glu_backward, "*i8", {**EIGHT_BITS, **DROPOUT, "E4M3": False}, 8, 3),
+    *(
+        (kernel, "*bf16", {**HEADS, "PASS": shape.pass_by, "MASKED": False, "NARROW": True}, *shape[1:])
+        for kernel, shape in ATTENTION.items()
+        if "NARROW" in kernel.arg_names
+    ),
 ]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -62,7 +68,7 @@ def compile_for(
     capability: int, kernel: Any, out: str, constants: dict[str, Any], warps: int, stages: int
 ) -> dict[str, Any]:
     """What the machine code takes: bytes of shared memory and of stack; and whether it reads where a stack would be."""
-    types = {**TYPES, "out": out}
+    types = {**TYPES, "out": out, **({"of_qkv": "*i8"} if constants.get("NARROW") else {})}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     values = {(place,): constants[name] for place, name in enumerate(kernel.arg_names) if name in constants}
@@ -86,6 +92,7 @@ def compile_for(
     of_stack = [instruction for instruction in instructions if re.search(r"\bR1\b", instruction)]
     return {
         "shared": compiled.metadata.shared,
+        "registers": int(re.findall(r"REG:(\d+)", usage)[-1]),
         "stack": int(re.findall(r"STACK:(\d+)", usage)[-1]),
         "reads_stack_register": sum("c[0x0][0x28]" not in instruction for instruction in of_stack),
         "instructions": len(instructions),

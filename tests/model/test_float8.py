@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from alibi_reference import tiny_config
 from torch import Tensor
 
-from bertchen.model import BackendUnavailable, MosaicBertForMaskedLM, float8, fused, kernels, modeling_mosaicbert
+from bertchen.model import (
+    BackendUnavailable,
+    MosaicBertForMaskedLM,
+    attention_kernels,
+    float8,
+    fused,
+    kernels,
+    modeling_mosaicbert,
+)
+from bertchen.model.alibi import alibi_slopes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(kernels.why_unable(DEVICE) is not None, reason=str(kernels.why_unable(DEVICE)))
@@ -86,6 +95,32 @@ def test_glu_is_that_of_the_kernels(p: float) -> None:
         assert (out.float() - wanted).norm() < 0.01 * wanted.norm()
 
 
+@pytest.mark.parametrize(("length", "head_dim"), [(64, 16), (132, 24), (16, 16), (20, 64)])
+def test_attention_gradients_in_8_bits(length: int, head_dim: int) -> None:
+    """Those in wide numbers, quantized, and their transpose; what is summed of them isn't quantized."""
+    rows, heads = 2, 3
+    qkv, upper = random(rows * length, 3, heads, head_dim), random(rows * length, heads, head_dim, seed=1)
+    starts = torch.arange(0, (rows + 1) * length, length, device=DEVICE, dtype=torch.int32)
+    _, kept = attention_kernels.attention_forward(qkv, starts, length, alibi_slopes(heads, DEVICE), True)
+    assert attention_kernels.can_narrow(kept)
+    exact = attention_kernels.attention_backward(kept, upper)
+    assert exact.turned is None
+    torch.testing.assert_close(exact.of_query_bias, exact.of_qkv[:, 0].flatten(1).sum(0), rtol=1e-4, atol=1e-4)
+    got = attention_kernels.attention_backward(kept, upper, scalar(1 / 64))
+    assert torch.equal(got.turned.float(), got.of_qkv.flatten(1).float().t())
+    wanted = float8.quantize(exact.of_qkv.flatten(1), scalar(1 / 64), NARROW[1])[0].float()
+    assert torch.equal(got.of_qkv.flatten(1).float(), wanted)
+    torch.testing.assert_close(got.of_query_bias, exact.of_query_bias)
+
+
+@pytest.mark.parametrize(("length", "even"), [(18, True), (20, False)])
+def test_attention_gradients_that_cant_be_narrowed(length: int, even: bool) -> None:
+    """Where four tokens that are one number in the transpose may be of two rows."""
+    qkv, starts = random(2 * length, 3, 2, 16), torch.tensor([0, length, 2 * length], device=DEVICE, dtype=torch.int32)
+    _, kept = attention_kernels.attention_forward(qkv, starts, length, alibi_slopes(2, DEVICE), even)
+    assert not attention_kernels.can_narrow(kept)
+
+
 def exact_product(
     a: Tensor, b: Tensor, a_unit: Tensor, b_unit: Tensor, dtype: torch.dtype, bias: Tensor | None = None,
     exact_sums: bool = False,
@@ -103,10 +138,12 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(modeling_mosaicbert, "why_no_float8", lambda device, widths: None)
 
 
-def step(use_float8: bool, p: float = 0.0, head: bool = False) -> tuple[float, dict[str, Tensor]]:
+def step(
+    use_float8: bool, p: float = 0.0, head: bool = False, attention_backend: str = "sdpa"
+) -> tuple[float, dict[str, Tensor]]:
     torch.manual_seed(0)
     config = tiny_config(
-        kernels="triton", attention_backend="sdpa", float8=use_float8, float8_head=head, hidden_dropout_prob=p,
+        kernels="triton", attention_backend=attention_backend, float8=use_float8, float8_head=head, hidden_dropout_prob=p,
         initializer_range=0.05,
     )  # fmt: skip
     model = MosaicBertForMaskedLM(config).to(DEVICE).train()
@@ -122,10 +159,13 @@ def step(use_float8: bool, p: float = 0.0, head: bool = False) -> tuple[float, d
 
 
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize(("p", "head"), [(0.2, False), (0.2, True), pytest.param(0.0, False, marks=pytest.mark.slow)])
-def test_loss_and_gradients_are_near_those_without(p: float, head: bool) -> None:
+@pytest.mark.parametrize(
+    ("p", "head", "attention"),
+    [(0.2, False, "sdpa"), (0.2, True, "triton"), pytest.param(0.0, False, "triton", marks=pytest.mark.slow)],
+)
+def test_loss_and_gradients_are_near_those_without(p: float, head: bool, attention: str) -> None:
     """Three bits of mantissa forward, two backward, of tensors so small that little evens out."""
-    (loss, gradients), (expected_loss, expected) = step(True, p, head), step(False, p)
+    (loss, gradients), (expected_loss, expected) = step(True, p, head, attention), step(False, p)
     assert loss == pytest.approx(expected_loss, rel=2e-3)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():

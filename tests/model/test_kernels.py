@@ -60,7 +60,7 @@ def test_gelu_over_its_range() -> None:
     torch.testing.assert_close(kernels.glu(gated, 0, None), F.gelu(x.double()).float(), rtol=1e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize(("tokens", "width"), SHAPES)
+@pytest.mark.parametrize(("tokens", "width"), [*SHAPES, (3, 768), (5, 1001)])
 @pytest.mark.parametrize("p", [0.0, 0.25])
 def test_add_norm(tokens: int, width: int, p: float) -> None:
     x, residual, upper = (random(tokens, width, seed=seed) for seed in (0, 1, 2))
@@ -73,9 +73,26 @@ def test_add_norm(tokens: int, width: int, p: float) -> None:
     gradients = torch.autograd.grad(expected, leaves, upper.double())
     out, moments = kernels.add_norm(x, bias, residual, weight, shift, 1e-5, p, seed)
     torch.testing.assert_close(out.double(), expected.detach(), rtol=1e-4, atol=1e-5)
-    of_x, of_residual, sums = kernels.add_norm_backward(upper, x, bias, residual, weight, moments, p, seed)
-    for got, wanted in zip((of_x, of_residual, *sums), gradients, strict=True):
-        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+    part = random(tokens, width, seed=6)
+    for given in ((upper, None), (upper - part, part)):
+        of_x, of_residual, sums, largest = kernels.add_norm_backward(
+            given[0], x, bias, residual, weight, moments, p, seed, given[1]
+        )
+        for got, wanted in zip((of_x, of_residual, *sums), gradients, strict=True):
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(largest.double(), gradients[1].abs().max(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("width", [2, 16, 48, 100, 128, 384, 768, 1000, 1024, 1536, 2560, 4096, 5120, 8192])
+@pytest.mark.parametrize("most", [kernels.FORWARD_LANE, kernels.BACKWARD_LANE])
+def test_rows_are_divided(width: int, most: int) -> None:
+    """Into pieces that Triton can have, without idle lanes where the width allows it."""
+    pieces, piece, warps = kernels._divide(width, most)
+    assert piece & (piece - 1) == 0
+    assert warps in (1, 2, 4, 8, 16, 32)
+    assert pieces * piece >= width
+    assert pieces * piece == width or width % 128
+    assert pieces * piece <= 64 * warps * most or width % 128
 
 
 @pytest.mark.parametrize("kept", [kept_by_glu, kept_by_norm])
