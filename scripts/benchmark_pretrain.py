@@ -46,13 +46,14 @@ from bertchen.train.run_folder import METRICS_FILE
 
 USAGE = "python scripts/benchmark_pretrain.py [file.yaml …] key.sub=value …"
 PARTS = ("step", "evaluate", "trainer")
-KERNELS = ("auto", "triton", "torch", "float8", "float8_head")
+KERNELS = ("auto", "triton", "torch", "float8")
 # By what kernels' names contain, in this order.
 KINDS = {
     "attention": ("flash", "fmha", "flex", "attention", "_forward", "_of_queries", "_of_keys"),
     "matrix products": ("nvjet", "gemm", "cutlass", "splitk", "gemv"),
     "loss": ("cross_entropy", "softmax", "nll"),
     "gated feed-forward": ("glu", "gelu"),
+    "embeddings": ("embed", "radixsort"),
     "LayerNorm": ("norm",),
     "8-bit": ("quantize",),
 }
@@ -93,12 +94,8 @@ def build(cfg: BenchmarkConfig, name: str, kernels: str, backend: str) -> nn.Mod
 
 def kernel_keys(kernels: str) -> dict[str, Any]:
     """What the configuration has for one of `KERNELS`."""
-    in_8_bits = kernels.startswith("float8")
-    return {
-        "kernels": "triton" if in_8_bits else kernels,
-        "float8": in_8_bits,
-        "float8_head": kernels == "float8_head",
-    }
+    in_8_bits = kernels == "float8"
+    return {"kernels": "triton" if in_8_bits else kernels, "float8": in_8_bits}
 
 
 def loss_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:

@@ -7,8 +7,7 @@
 #                                                    lines to OUT/speed.jsonl
 #   scripts/gpu_check.sh parity MDS TOKENIZER OUT [key=value …]    five minutes each: three seeds of torch.compile, then the
 #                                                    kernels and 8 bits; what they reached to OUT/parity.jsonl. RUNS in
-#                                                    the environment chooses: RUNS="torch_1 triton_1", seed last;
-#                                                    float8head_1 is 8 bits in the head too
+#                                                    the environment chooses: RUNS="torch_1 triton_1", seed last
 #   scripts/gpu_check.sh scaling MDS TOKENIZER OUT [key=value …]   tokens/s by one GPU and by all, to OUT/scaling.jsonl
 #   scripts/gpu_check.sh fsdp MDS TOKENIZER OUT [key=value …]      DDP, FSDP, FSDP gone on with: their losses side by side
 #   scripts/gpu_check.sh finetune MODEL TASKS OUT [key=value …]    scripts/compare_pretraining.sh with its runs shared out among
@@ -58,10 +57,9 @@ parity)
     case $name in
     torch_*) how=(model.kernels=torch model.attention_backend=flex) ;;
     triton_*) how=(model.kernels=triton microbatch_tokens=131072) ;;
-    float8head_*) how=(model.float8=true model.float8_head=true microbatch_tokens=131072) ;;
     float8_*) how=(model.float8=true microbatch_tokens=131072) ;;
     *)
-      echo "unknown run $name: torch_SEED, triton_SEED, float8_SEED or float8head_SEED" >&2
+      echo "unknown run $name: torch_SEED, triton_SEED or float8_SEED" >&2
       exit 2
       ;;
     esac

@@ -102,6 +102,8 @@ def test_whole_training(
         ("_add_norm_backward", "LayerNorm"),
         ("triton_per_fused__to_copy_add_native_layer_norm_15", "LayerNorm"),
         ("_cross_entropy", "loss"),
+        ("_embed_backward", "embeddings"),
+        ("triton_per_fused__to_copy_add_embedding_native_dropout_native_layer_no", "embeddings"),
         ("triton_red_fused__log_softmax__to_copy_22", "loss"),
         ("Memset (Device)", "other"),
     ],

@@ -14,8 +14,7 @@ class BenchmarkConfig:
         model: fields of `MosaicBertConfig`; empty is the base model.
         parts: what to time: `step`, the bare training step; `evaluate`, a validation batch's loss; `trainer`, whole
             training runs through `main.py`.
-        kernels: choices of `MosaicBertConfig.kernels` to time; `float8` is `triton` with 8-bit matrix products,
-            `float8_head` with those of the head too.
+        kernels: choices of `MosaicBertConfig.kernels` to time; `float8` is `triton` with 8-bit matrix products.
         backends: attention backends to time with each.
         sequence_lengths: to time each at.
         microbatch_tokens: tokens that pass the model at once, each to be timed.

@@ -157,7 +157,7 @@ def add_code(temporary: Path, config: MosaicBertConfig) -> None:
     config.auto_map = dict(_AUTO_MAP)
     # The run's backend and kernels may need a GPU; who loads the model elsewhere gets what can serve there.
     config.attention_backend = config.kernels = "auto"
-    config.float8 = config.float8_head = False
+    config.float8 = False
 
 
 def _write_sentence_transformers(temporary: Path, hidden_size: int, max_seq_length: int) -> None:

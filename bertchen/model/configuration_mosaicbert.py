@@ -31,7 +31,6 @@ class MosaicBertConfig(PretrainedConfig):
         kernels: of layers and loss: `triton` are this project's own, `torch` is PyTorch's operations; `auto` takes
             `triton` on a GPU where they can serve.
         float8: 8-bit matrix products in training (`float8.py`), with `triton` kernels on GPUs that have them.
-        float8_head: those of the MLM head's decoder and its loss too.
         classifier_dropout: dropout before a classification head; None takes `hidden_dropout_prob`.
         classifier_pooling: `mean` over the attended last hidden states, or the `first` of them.
 
@@ -59,7 +58,6 @@ class MosaicBertConfig(PretrainedConfig):
         attention_backend: str = "auto",
         kernels: str = "auto",
         float8: bool = False,
-        float8_head: bool = False,
         classifier_dropout: float | None = None,
         classifier_pooling: str = "mean",
         **kwargs: Any,
@@ -86,7 +84,6 @@ class MosaicBertConfig(PretrainedConfig):
         self.attention_backend = attention_backend
         self.kernels = kernels
         self.float8 = float8
-        self.float8_head = float8_head
         self.classifier_dropout = classifier_dropout
         self.classifier_pooling = classifier_pooling
         kwargs.setdefault("tie_word_embeddings", True)
@@ -99,4 +96,4 @@ class MosaicBertConfig(PretrainedConfig):
     @property
     def float8_widths(self) -> tuple[int, ...]:
         """Of the matrices that are multiplied in 8 bits, where any are."""
-        return self.hidden_size, self.intermediate_size, *([self.vocab_size] if self.float8_head else [])
+        return self.hidden_size, self.intermediate_size, self.vocab_size

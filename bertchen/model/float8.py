@@ -1,10 +1,11 @@
-"""A layer whose large matrix products, forward and backward, multiply numbers of 8 bits.
+"""A layer, and the head's decoder, whose large matrix products, forward and backward, multiply numbers of 8 bits.
 
 Activations and weights are e4m3, gradients e5m2, each tensor in multiples of one unit: a weight's from its largest
 value at each step, the gradients' of a layer from the largest behind its last LayerNorm, and a fixed one for
-activations, which LayerNorm bounds. Nothing is remembered between steps. Sums are in 32 bits; the residual stream,
-LayerNorms, attention and its projection stay as they are. A GPU multiplies 8-bit matrices in one layout alone, so what
-quantizes a matrix writes it twice, the second time transposed, for the product in which the tokens are summed over.
+activations, which LayerNorm bounds, and for the logits' gradients. Nothing is remembered between steps. Sums are in 32
+bits; the residual stream, LayerNorms, attention and its projection stay as they are. A GPU multiplies 8-bit matrices in
+one layout alone, so what quantizes a matrix writes it twice, the second time transposed, for the product in which the
+tokens are summed over.
 """
 
 from __future__ import annotations

@@ -30,9 +30,10 @@ RANDOM_VALUES = 1 << 16
 MAX_WIDTH = 8192
 MAX_PIECES = 8
 WARP_LOAD = 256  # numbers that the 32 lanes of a warp load at once, 8 each
-# Numbers of a row that a lane has registers for, where LayerNorm's kernels hold two rows.
-FORWARD_LANE, BACKWARD_LANE = 32, 12
-_PROGRAMS_PER_PROCESSOR = 4
+# Numbers of a row that a lane has registers for, where LayerNorm's kernels hold two rows: forward, backward, and
+# backward with dropout; and warps that a processor has registers for at once, going backward.
+FORWARD_LANE, BACKWARD_LANE, DROPOUT_LANE = 32, 12, 6
+BACKWARD_WARPS, DROPOUT_WARPS = 12, 16
 
 
 def triton_error() -> str | None:
@@ -71,7 +72,7 @@ def dropout_arguments(p: float, seed: Tensor | None, unused: Tensor) -> tuple[Te
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
@@ -134,7 +135,7 @@ def add_norm(
     moments = torch.empty(tokens, 2, device=x.device, dtype=torch.float32)
     if tokens:
         seed, drop, scale = dropout_arguments(p, seed, x)
-        pieces, piece, warps = _divide(width, FORWARD_LANE)
+        pieces, piece, warps = divide(width, FORWARD_LANE)
         _add_norm[(triton.cdiv(tokens, 2),)](
             x, bias, residual, weight, shift, out, moments, seed, tokens, eps, width, drop, scale,
             pieces, piece, num_warps=warps,
@@ -167,8 +168,9 @@ def add_norm_backward(
     seed, drop, scale = dropout_arguments(p, seed, x)
     of_residual = torch.empty_like(x)
     of_x = torch.empty_like(x) if drop else of_residual
-    pieces, piece, warps = _divide(width, BACKWARD_LANE)
-    programs = min(triton.cdiv(max(tokens, 1), 2), _PROGRAMS_PER_PROCESSOR * _processors(x.device))
+    pieces, piece, warps = divide(width, DROPOUT_LANE if drop else BACKWARD_LANE)
+    at_once = max(1, (DROPOUT_WARPS if drop else BACKWARD_WARPS) // warps) * processors(x.device)
+    programs = min(triton.cdiv(max(tokens, 1), 2), at_once)
     sums = torch.empty(programs, 3, width, device=x.device, dtype=torch.float32)
     largest = torch.empty(programs, device=x.device, dtype=torch.float32)
     _add_norm_backward[(programs,)](
@@ -192,7 +194,7 @@ def cross_entropy_(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     return losses
 
 
-def _divide(width: int, most: int) -> tuple[int, int, int]:
+def divide(width: int, most: int) -> tuple[int, int, int]:
     """The number of pieces that a row is divided into, their length, and warps.
 
     A length is a power of two, which most models' widths aren't: 768 is 3 pieces of 256, without idle lanes.
@@ -333,20 +335,25 @@ if _TRITON_ERROR is None:
         return sums
 
     @triton.jit
+    def _moments(row, eps, WIDTH: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr):
+        """Mean and reciprocal standard deviation."""
+        total = row[0]
+        for i in tl.static_range(1, PIECES):
+            total += row[i]
+        mean = tl.sum(total, 0) / WIDTH
+        squares = tl.zeros([PIECE], dtype=tl.float32)
+        for i in tl.static_range(PIECES):
+            centred = tl.where(i * PIECE + tl.arange(0, PIECE) < WIDTH, row[i] - mean, 0.0)
+            squares += centred * centred
+        return mean, tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)
+
+    @triton.jit
     def _store_norm(
         totals, inside, token, weight, shift, out, moments, eps, WIDTH: tl.constexpr, PIECES: tl.constexpr,
         PIECE: tl.constexpr,
     ):  # fmt: skip
         """LayerNorm of a row, and its moments."""
-        total = totals[0]
-        for i in tl.static_range(1, PIECES):
-            total += totals[i]
-        mean = tl.sum(total, 0) / WIDTH
-        squares = tl.zeros([PIECE], dtype=tl.float32)
-        for i in tl.static_range(PIECES):
-            centred = tl.where(i * PIECE + tl.arange(0, PIECE) < WIDTH, totals[i] - mean, 0.0)
-            squares += centred * centred
-        reciprocal = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)
+        mean, reciprocal = _moments(totals, eps, WIDTH, PIECES, PIECE)
         for i in tl.static_range(PIECES):
             column = i * PIECE + tl.arange(0, PIECE)
             w = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)

@@ -6,6 +6,7 @@ so that the residual stream costs half the memory traffic; without autocast all 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 
 import torch
@@ -15,6 +16,7 @@ from transformers.activations import ACT2FN
 
 from .attention import AttentionContext, attend
 from .configuration_mosaicbert import MosaicBertConfig
+from .embedding_kernels import EmbeddingWeights, fused_embeddings
 from .float8 import Twins, float8_layer
 from .fused import LayerSettings, LayerWeights, fused_layer
 from .onednn import linear, linear_times, project, serves
@@ -46,8 +48,16 @@ class Embeddings(nn.Module):
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, tokens: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """`tokens` are ids, (total_tokens,), or embedded words, (total_tokens, hidden); no types means type 0."""
+    def forward(self, tokens: Tensor, token_type_ids: Tensor | None, fused: bool = False) -> Tensor:
+        """`tokens` are ids, (total_tokens,), or embedded words, (total_tokens, hidden); no types means type 0.
+
+        With `fused` ids without types are embedded by this project's kernels, if nothing here has been changed.
+        """
+        if fused and token_type_ids is None and not tokens.is_floating_point() and changed(self, _EMBEDDING) is None:
+            words, norm = self.word_embeddings, self.LayerNorm
+            weights = EmbeddingWeights(words.weight, self.token_type_embeddings.weight[0], norm.weight, norm.bias)
+            p = self.dropout.p if self.dropout.training else 0.0
+            return fused_embeddings(tokens, weights, words.padding_idx, norm.eps, p, compute_dtype(words.weight))
         words = tokens if tokens.is_floating_point() else self.word_embeddings(tokens)
         types = (
             self.token_type_embeddings.weight[0]
@@ -146,11 +156,7 @@ class Layer(nn.Module):
 
     def changed(self) -> str | None:
         """The name of a part that isn't what this class makes, such as a LayerNorm put in its place; or None."""
-        for name, (part_of, kind) in _PARTS.items():
-            part = part_of(self)
-            if type(part) is not kind or part._forward_hooks or part._forward_pre_hooks:
-                return name
-        return None
+        return changed(self, _LAYER)
 
     def _weights(self) -> LayerWeights:
         output, mlp = self.attention.output, self.mlp
@@ -183,8 +189,32 @@ _KINDS: dict[str, type[nn.Module]] = {
     "mlp.dropout": nn.Dropout,
     "mlp.layernorm": LayerNorm,
 }
-# Looked at in every forward pass: how to get there is prepared.
-_PARTS = {name: (attrgetter(name), kind) for name, kind in _KINDS.items()}
+Parts = dict[str, tuple[Callable[[nn.Module], nn.Module], type[nn.Module]]]
+
+
+def _parts(kinds: dict[str, type[nn.Module]]) -> Parts:
+    """Parts are looked at in every forward pass: how to get there is prepared."""
+    return {name: (attrgetter(name), kind) for name, kind in kinds.items()}
+
+
+_LAYER = _parts(_KINDS)
+_EMBEDDING = _parts(
+    {
+        "word_embeddings": nn.Embedding,
+        "token_type_embeddings": nn.Embedding,
+        "LayerNorm": LayerNorm,
+        "dropout": nn.Dropout,
+    }
+)
+
+
+def changed(module: nn.Module, parts: Parts) -> str | None:
+    """The name of a part that isn't of its kind, or that is watched by hooks; or None."""
+    for name, (part_of, kind) in parts.items():
+        part = part_of(module)
+        if type(part) is not kind or part._forward_hooks or part._forward_pre_hooks:
+            return name
+    return None
 
 
 class PredictionHeadTransform(nn.Module):

@@ -30,6 +30,7 @@ from .alibi import alibi_slopes  # noqa: F401
 from .attention import BackendUnavailable, prepare_attention
 from .attention_kernels import attention  # noqa: F401
 from .configuration_mosaicbert import MosaicBertConfig
+from .embedding_kernels import fused_embeddings  # noqa: F401
 from .float8 import ROWS_MULTIPLE, HeadProducts, Twins
 from .float8 import why_unable as why_no_float8
 from .fused import Products, linear_cross_entropy, why_unfused
@@ -155,8 +156,8 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         if packing is None:
             packing = pack(given.shape[0], given.shape[1], attention_mask, given.device)
         types = None if token_type_ids is None else remove_padding(token_type_ids, packing)
-        hidden = self.embeddings(remove_padding(given, packing), types)
-        fused = self.uses_kernels(hidden.device, compute_dtype(hidden))
+        fused = self.uses_kernels(given.device, compute_dtype(self.embeddings.LayerNorm.weight))
+        hidden = self.embeddings(remove_padding(given, packing), types, fused)
         context = prepare_attention(
             self.config.attention_backend,
             packing,
@@ -316,7 +317,7 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
             and type(head.decoder) is nn.Linear
             and self.bert.uses_kernels(masked.device, compute_dtype(masked))
         ):
-            products = HeadProducts if self.config.float8 and self.config.float8_head else Products
+            products = HeadProducts if self.config.float8 else Products
             total = linear_cross_entropy(
                 head.transform(masked), head.decoder.weight, head.decoder.bias, labels, IGNORE_INDEX, products
             )

@@ -104,7 +104,7 @@ def load_encoder(config: Config[FinetuneConfig]) -> Encoder:
     if isinstance(model, MosaicBertModel):
         # A run's backend and kernels may need another device than this one has.
         model.config.attention_backend = model.config.kernels = "auto"
-        model.config.float8 = model.config.float8_head = False
+        model.config.float8 = False
     return Encoder(
         name=config.value.model,
         model=model.eval(),
@@ -370,7 +370,7 @@ def _identity_of_fresh(config: Config[FinetuneConfig]) -> str:
 
 def _fingerprint(model_config: PretrainedConfig, identity: str) -> str:
     content = model_config.to_dict()
-    for key in ("_name_or_path", "transformers_version", "attention_backend", "kernels", "float8", "float8_head"):
+    for key in ("_name_or_path", "transformers_version", "attention_backend", "kernels", "float8"):
         content.pop(key, None)
     canonical = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(f"{canonical}\n{identity}".encode()).hexdigest()[:16]

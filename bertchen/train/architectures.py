@@ -74,9 +74,8 @@ def _bert(config: Config[TrainConfig], given: dict[str, Any], block_size: int) -
         config.fail("model.attention_backend", f"{_ARCHITECTURE}=bert has sdpa alone; take auto or sdpa")
     if given.pop("kernels", "auto") not in _BERT_KERNELS:
         config.fail("model.kernels", f"{_ARCHITECTURE}=bert has PyTorch's alone; take auto or torch")
-    for key in ("float8", "float8_head"):
-        if given.pop(key, False):
-            config.fail(f"model.{key}", f"{_ARCHITECTURE}=bert has no 8-bit matrix products; leave it out")
+    if given.pop("float8", False):
+        config.fail("model.float8", f"{_ARCHITECTURE}=bert has no 8-bit matrix products; leave it out")
     if given.setdefault("max_position_embeddings", block_size) < block_size:
         config.fail("model.max_position_embeddings", f"the data's blocks have {block_size} tokens: give that, or null")
     given.setdefault("attention_probs_dropout_prob", 0.0)
@@ -104,7 +103,6 @@ ARCHITECTURES = {
             "attention_backend": "auto",
             "kernels": "auto",
             "float8": False,
-            "float8_head": False,
         },
         ("vocab_size", "intermediate_size", "max_position_embeddings"),
         _bert,

@@ -141,7 +141,7 @@ def compile_model(
 def compiled_parts(model: nn.Module, device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
     """What of a model should be compiled: all of it, or what lies around layers that run in kernels of this project."""
     if isinstance(model, MosaicBertForMaskedLM) and model.bert.uses_kernels(device, dtype):
-        return [model.bert.embeddings, model.cls.predictions.transform]
+        return [model.cls.predictions.transform]
     return [model]
 
 

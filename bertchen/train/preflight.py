@@ -288,8 +288,6 @@ def _check_kernels(config: Config[TrainConfig], model: ModelConfig, precision: s
     if reason and model.kernels == "triton":
         config.fail("model.kernels", f"{reason}; take auto or torch", model.kernels)
     if not model.float8:
-        if model.float8_head:
-            config.fail("model.float8_head", "needs model.float8=true", model.float8_head)
         return
     if model.kernels == "torch":
         reason = "needs model.kernels=triton or auto"

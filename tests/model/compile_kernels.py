@@ -17,15 +17,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bertchen.model import attention_kernels, float8, kernels, narrow
+from bertchen.model import attention_kernels, embedding_kernels, float8, kernels, narrow
 
 OF_ATTENTION = ("log_sums", "deltas", "slopes", "query_sums")
+OF_WORDS = ("words", "type_row", "of_words")
 POINTERS = {
     "*bf16": ("gated", "grad", "more", "x", "residual", "of_x", "of_residual", "logits", "qkv", "of_qkv"),
-    "*fp32": ("bias", "weight", "shift", "moments", "sums", "largest", "losses", "unit", *OF_ATTENTION),
-    "*i64": ("seed", "labels"),
+    "*fp32": ("bias", "weight", "shift", "moments", "sums", "largest", "losses", "unit", *OF_ATTENTION, *OF_WORDS),
+    "*i64": ("seed", "labels", "ids", "sorted_ids", "order"),
     "*i32": ("cu_seqlens", "turned", "reach"),
-    "i32": ("tokens", "width", "classes", "ignore_index", "quarter", "columns"),
+    "i32": ("tokens", "width", "classes", "ignore_index", "quarter", "columns", "vocabulary", "padding"),
     "fp32": ("eps", "scale", "scale2"),
 }
 TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
@@ -43,7 +44,9 @@ KERNELS: list[tuple[Any, str, dict[str, Any], int, int]] = [
     (kernels._glu, "*bf16", {**DROPOUT, "BLOCK": 1024}, 4, 3),
     (kernels._glu_backward, "*bf16", {**DROPOUT, "BLOCK": 1024}, 4, 3),
     (kernels._add_norm, "*bf16", NORM, 1, 3),
-    (kernels._add_norm_backward, "*bf16", {**NORM, "MORE": True}, 2, 3),
+    (kernels._add_norm_backward, "*bf16", {**NORM, "MORE": True}, 4, 3),
+    (embedding_kernels._embed, "*bf16", NORM, 1, 3),
+    (embedding_kernels._embed_backward, "*bf16", NORM, 2, 3),
     (kernels._cross_entropy, "*bf16", {"BLOCK": 8192}, 16, 3),
     *(
         (kernel, "*bf16", {**HEADS, "PASS": shape.pass_by, "MASKED": masked, "NARROW": False}, *shape[1:])

@@ -284,7 +284,6 @@ WRONG = [
     ("model.attention_backend=flash", "take auto or sdpa"),
     ("model.kernels=triton", "architecture=bert has PyTorch's alone; take auto or torch"),
     ("model.float8=true", "architecture=bert has no 8-bit matrix products"),
-    ("model.float8_head=true", "architecture=bert has no 8-bit matrix products"),
     ("model.attention_backend=3", "model.attention_backend=3 (from the command line): should be text"),
     (
         "model.max_position_embeddings=16",

@@ -212,11 +212,6 @@ def test_8_bits_that_cant_serve_are_refused(
     assert reason in message
 
 
-def test_a_head_in_8_bits_needs_layers_in_8_bits(train_config: MakeConfig) -> None:
-    message = refused(train_config("model.float8_head=true"))
-    assert message == "model.float8_head=True (from the command line): needs model.float8=true"
-
-
 def test_data_of_another_tokenizer(train_config: MakeConfig, other_tokenizer: str, tiny_tokenizer: str) -> None:
     message = refused(train_config(f"tokenizer={other_tokenizer}"))
     assert "was made with another tokenizer" in message
