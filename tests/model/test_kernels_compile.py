@@ -27,7 +27,7 @@ def test_all_compile_and_fit(capability: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len({line["kernel"] for line in lines}) == (8 if capability == "80" else 9)
+    assert len({line["kernel"] for line in lines}) == (10 if capability == "80" else 11)
     for line in lines:
         assert line["shared"] <= SHARED_MEMORY[capability], line
         # Registers that don't fit cost memory traffic. Without a stack its register means nothing: machine code that
