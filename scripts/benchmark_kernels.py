@@ -29,7 +29,10 @@ from bertchen.config.load import nearest
 from bertchen.config.schema_benchmark_kernels import BenchmarkKernelsConfig
 from bertchen.errors import user_errors
 from bertchen.model import BackendUnavailable, MosaicBertConfig, float8, kernels
+from bertchen.model.alibi import alibi_slopes
 from bertchen.model.attention import attend, prepare_attention
+from bertchen.model.attention_kernels import attention_backward, attention_forward, can_narrow
+from bertchen.model.embedding_kernels import EmbeddingWeights, fused_embeddings
 from bertchen.model.modeling_mosaicbert import IGNORE_INDEX
 from bertchen.model.padding import pack
 from bertchen.train.checks import check_not_negative, check_positive
@@ -100,6 +103,47 @@ class Bench:
 
             yield Pass(backend, "forward", forward, None)
             yield Pass(backend, "backward", backward, None)
+
+    def attention_float8(self) -> Iterator[Pass]:
+        tokens, heads, length = self.cfg.tokens, self.model.num_attention_heads, self.cfg.length
+        qkv = self.random(tokens, 3, heads, self.model.hidden_size // heads)
+        starts = torch.arange(0, tokens + 1, length, device=self.device, dtype=torch.int32)
+        out, kept = attention_forward(qkv, starts, length, alibi_slopes(heads, self.device), True)
+        upper, unit = torch.ones_like(out), torch.tensor(1.0, device=self.device)
+        if not can_narrow(kept):
+            raise BackendUnavailable(f"gradients of rows of {length} tokens can't be written in 8 bits")
+        yield Pass("triton", "backward", lambda: attention_backward(kept, upper, unit), None)
+
+    def embeddings(self) -> Iterator[Pass]:
+        """As many tokens are the mask as masking leaves."""
+        tokens, width, p = self.cfg.tokens, self.model.hidden_size, self.cfg.dropout
+        eps, padding, vocabulary = self.model.layer_norm_eps, 0, self.model.vocab_size
+        words, of_type, norm, shift = (
+            self.random(*shape, dtype=torch.float32) for shape in ((vocabulary, width), (width,), (width,), (width,))
+        )
+        ids = torch.randint(1, vocabulary, (tokens,), generator=self.generator, device=self.device)
+        ids[torch.rand(tokens, generator=self.generator, device=self.device) < 0.8 * self.cfg.mlm_probability] = 1
+        weights = EmbeddingWeights(*(weight.requires_grad_() for weight in (words, of_type, norm, shift)))
+        # A row of float32 and one of the result; going backward, the same and a row of float32 to add to.
+        one = tokens * width
+        moved = one * (4 + words.new_empty(0, dtype=self.dtype).element_size())
+        out = fused_embeddings(ids, weights, padding, eps, p, self.dtype)
+        upper = torch.ones_like(out)
+
+        def forward() -> None:
+            with torch.no_grad():
+                fused_embeddings(ids, weights, padding, eps, p, self.dtype)
+
+        yield Pass("triton", "forward", forward, moved)
+        yield Pass(
+            "triton", "backward", lambda: torch.autograd.grad(out, weights, upper, retain_graph=True), moved + 4 * one
+        )
+
+        def function(words: Tensor, of_type: Tensor, norm: Tensor, shift: Tensor) -> Tensor:
+            rows = F.embedding(ids, words, padding_idx=padding) + of_type
+            return F.dropout(F.layer_norm(rows, (width,), norm, shift, eps).to(self.dtype), p)
+
+        yield from self.torch_passes(function, [weight.detach() for weight in weights], (moved, moved + 4 * one))
 
     def glu(self) -> Iterator[Pass]:
         tokens, width, p = self.cfg.tokens, self.model.intermediate_size, self.cfg.dropout
@@ -182,6 +226,8 @@ class Bench:
 
 KERNELS = {
     "attention": Bench.attention,
+    "attention_float8": Bench.attention_float8,
+    "embeddings": Bench.embeddings,
     "glu": Bench.glu,
     "add_norm": Bench.add_norm,
     "cross_entropy": Bench.cross_entropy,

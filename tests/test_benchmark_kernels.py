@@ -32,10 +32,11 @@ def test_a_line_for_each_pass(benchmark: ModuleType, dropout: float, capsys: pyt
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["kernel"], line["by"], line["pass"]) for line in lines] == [
         *(("attention", by, which) for by in ("triton", "sdpa") for which in ("forward", "backward")),
-        *((kernel, by, which) for kernel in ("glu", "add_norm") for by in ("triton", "torch")
+        *((kernel, by, which) for kernel in ("embeddings", "glu", "add_norm") for by in ("triton", "torch")
           for which in ("forward", "backward")),
         ("cross_entropy", "triton", "both"), ("cross_entropy", "torch", "forward"),
-        ("cross_entropy", "torch", "backward"), ("quantize", "triton", "forward"),
+        ("cross_entropy", "torch", "backward"), ("attention_float8", "triton", "backward"),
+        ("quantize", "triton", "forward"),
         ("glu_float8", "triton", "forward"), ("glu_float8", "triton", "backward"),
     ]  # fmt: skip
     for line in lines:
@@ -43,6 +44,7 @@ def test_a_line_for_each_pass(benchmark: ModuleType, dropout: float, capsys: pyt
     forward = {line["kernel"]: line for line in lines if line["by"] == "triton" and line["pass"] == "forward"}
     size = 2 if DEVICE.type == "cuda" else 4
     moved = {"glu": 64 * 3 * 48 * size, "add_norm": 64 * 3 * 32 * size, "quantize": 64 * 32 * (size + 2)}
+    moved["embeddings"] = 64 * 32 * (4 + size)
     for kernel, number in moved.items():
         line = forward[kernel]
         assert line["gb_per_second"] == pytest.approx(number / line["microseconds"] / 1e3, rel=0.05, abs=0.1)
@@ -50,9 +52,12 @@ def test_a_line_for_each_pass(benchmark: ModuleType, dropout: float, capsys: pyt
 
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
 def test_what_cant_run_says_why(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark.main([*SMALL, "kernels=[attention,quantize]", "backends=[fast]"])
+    benchmark.main([*SMALL, "kernels=[attention,quantize,attention_float8]", "backends=[fast]", "length=2"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert ["there is no such backend" in line.get("error", "") for line in lines] == [False, False, True, False]
+    errors = [line.get("error") for line in lines]
+    assert [error is None for error in errors] == [True, True, False, True, False]
+    assert "there is no such backend" in errors[2]
+    assert errors[4] == "gradients of rows of 2 tokens can't be written in 8 bits"
 
 
 @pytest.mark.parametrize(
