@@ -96,4 +96,4 @@ class MosaicBertConfig(PretrainedConfig):
     @property
     def float8_widths(self) -> tuple[int, ...]:
         """Of the matrices that are multiplied in 8 bits, where any are."""
-        return self.hidden_size, self.intermediate_size, self.vocab_size
+        return self.hidden_size, self.intermediate_size

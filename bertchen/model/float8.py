@@ -1,11 +1,11 @@
-"""A layer, and the head's decoder, whose large matrix products, forward and backward, multiply numbers of 8 bits.
+"""A layer whose large matrix products, forward and backward, multiply numbers of 8 bits.
 
 Activations and weights are e4m3, gradients e5m2, each tensor in multiples of one unit: a weight's from its largest
 value at each step, the gradients' of a layer from the largest behind its last LayerNorm, and a fixed one for
-activations, which LayerNorm bounds, and for the logits' gradients. Nothing is remembered between steps. Sums are in 32
-bits; the residual stream, LayerNorms, attention and its projection stay as they are. A GPU multiplies 8-bit matrices in
-one layout alone, so what quantizes a matrix writes it twice, the second time transposed, for the product in which the
-tokens are summed over.
+activations, which LayerNorm bounds. Nothing is remembered between steps. Sums are in 32 bits; the residual stream,
+LayerNorms, attention and its projection stay as they are, and so does the head, whose loss 8 bits would raise. A GPU
+multiplies 8-bit matrices in one layout alone, so what quantizes a matrix writes it twice, the second time transposed,
+for the product in which the tokens are summed over.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ E4M3_LIMIT = 448.0
 # What LayerNorm gives lies within ±sqrt(width) times its weight; here the range ends at ±56, after the GLU at ±112.
 NORM_UNIT = 1 / 8
 GLU_UNIT = 1 / 4
-# A gradient of the logits lies within ±1, which become half of e5m2's range.
-LOGITS_UNIT = 1 / 32768
 # The largest gradient behind a layer's last LayerNorm becomes this much: 7 powers of two below e5m2's end, 22 above its
 # least.
 GRADIENT_AT = 256.0
@@ -161,7 +159,7 @@ class _Float8Layer(torch.autograd.Function):
         dense_weight = weights.dense.to(dtype)
         large = [weights.qkv, weights.gated, weights.wo]
         largest = torch._foreach_norm(large, float("inf"))
-        weight_units = [weight_unit(norm) for norm in largest]
+        weight_units = [norm.float().clamp(min=1e-12) / E4M3_LIMIT for norm in largest]
         (qkv_8, qkv_turned), (gated_8, gated_turned), (wo_8, wo_turned) = (
             quantize(weight, unit, torch.float8_e4m3fn) for weight, unit in zip(large, weight_units, strict=True)
         )
@@ -230,30 +228,6 @@ class _Float8Layer(torch.autograd.Function):
             of_x, of_again, None, of_qkv_weight, of_qkv_bias, of_dense_weight, of_dense_bias, of_norm, of_shift,
             of_gated_weight, of_wo, of_wo_bias, of_last_norm, of_last_shift,
         )  # fmt: skip
-
-
-class HeadProducts(fused.Products):
-    """`fused.Products` in 8 bits; what the products give and the gradient of the bias stay as they are."""
-
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-        self.dtype, self.bias = x.dtype, bias.to(x.dtype)
-        self.x_unit, self.logits_unit = (x.new_full((), unit, dtype=torch.float32) for unit in (NORM_UNIT, LOGITS_UNIT))
-        self.weight_unit = weight_unit(torch.linalg.vector_norm(weight, float("inf")))
-        self.weight, self.weight_turned = quantize(weight, self.weight_unit, torch.float8_e4m3fn)
-
-    def forward(self, part: Tensor) -> Tensor:
-        narrow, self.part_turned = quantize(part, self.x_unit, torch.float8_e4m3fn)
-        return product(narrow, self.weight, self.x_unit, self.weight_unit, self.dtype, self.bias)
-
-    def backward(self, of_logits: Tensor, of_part: Tensor) -> Tensor:
-        narrow, turned = quantize(of_logits, self.logits_unit, torch.float8_e5m2)
-        of_part.copy_(product(narrow, self.weight_turned, self.logits_unit, self.weight_unit, self.dtype))
-        return product(turned, self.part_turned, self.logits_unit, self.x_unit, torch.float32, exact_sums=True)
-
-
-def weight_unit(largest: Tensor) -> Tensor:
-    """What 1 stands for in a weight whose largest value is `largest`."""
-    return largest.float().clamp(min=1e-12) / E4M3_LIMIT
 
 
 if triton_error() is None:

@@ -201,46 +201,24 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return grad.t() @ x
 
 
-class Products:
-    """The matrix products of x weight' + bias, forward and backward, in the dtype of `x`."""
-
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-        self.weight, self.bias = weight.to(x.dtype), bias.to(x.dtype)
-
-    def forward(self, part: Tensor) -> Tensor:
-        """(rows, classes) of some rows of `x`."""
-        self.part = part
-        return F.linear(part, self.weight, self.bias)
-
-    def backward(self, of_logits: Tensor, of_part: Tensor) -> Tensor:
-        """Writes the gradient of the rows that `forward` had last, and gives that of the weight, float32."""
-        torch.mm(of_logits, self.weight, out=of_part)
-        return weight_gradient(of_logits, self.part)
-
-
 @torch.compiler.disable
-def linear_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, ignore_index: int, products: type[Products] = Products
-) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """The sum of cross entropies of x weight' + bias, float32, without logits of all rows at once, or in float32.
 
     Args:
         x: (rows, hidden).
         weight, bias: (classes, hidden), (classes,).
         labels: (rows,); rows with `ignore_index` don't count.
-        products: how matrices are multiplied.
     """
-    return _LinearCrossEntropy.apply(x.contiguous(), weight, bias, labels, ignore_index, products)
+    return _LinearCrossEntropy.apply(x.contiguous(), weight, bias, labels, ignore_index)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Computes the gradients with the loss, while a part of the logits is there."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, ignore_index: int, kind: type[Products]
-    ) -> Tensor:
-        products = kind(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+        cast, cast_bias = weight.to(x.dtype), bias.to(x.dtype)
         differentiate = any(ctx.needs_input_grad)
         of_x = torch.empty_like(x)
         total = x.new_zeros((), dtype=torch.float32)
@@ -248,11 +226,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for part, labels_of_part, grad in zip(
             x.split(LOSS_ROWS), labels.split(LOSS_ROWS), of_x.split(LOSS_ROWS), strict=True
         ):
-            logits = products.forward(part)
+            logits = F.linear(part, cast, cast_bias)
             total = total + kernels.cross_entropy_(logits, labels_of_part, ignore_index).sum()
             if not differentiate:
                 continue
-            weight_part, bias_part = products.backward(logits, grad), logits.sum(0, dtype=torch.float32)
+            torch.mm(logits, cast, out=grad)
+            weight_part, bias_part = weight_gradient(logits, part), logits.sum(0, dtype=torch.float32)
             of_weight = weight_part if of_weight is None else of_weight.add_(weight_part)
             of_bias = bias_part if of_bias is None else of_bias.add_(bias_part)
         if differentiate:
@@ -263,7 +242,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         of_x, of_weight, of_bias = ctx.saved_tensors
         (grad,) = grads
-        return of_x * grad, of_weight * grad, of_bias * grad, None, None, None
+        return of_x * grad, of_weight * grad, of_bias * grad, None, None
 
 
 def why_unfused(device: torch.device, hidden_act: str, hidden_size: int) -> str | None:

@@ -31,9 +31,9 @@ from .attention import BackendUnavailable, prepare_attention
 from .attention_kernels import attention  # noqa: F401
 from .configuration_mosaicbert import MosaicBertConfig
 from .embedding_kernels import fused_embeddings  # noqa: F401
-from .float8 import ROWS_MULTIPLE, HeadProducts, Twins
+from .float8 import ROWS_MULTIPLE, Twins
 from .float8 import why_unable as why_no_float8
-from .fused import Products, linear_cross_entropy, why_unfused
+from .fused import linear_cross_entropy, why_unfused
 from .kernels import why_unable  # noqa: F401
 from .layers import Embeddings, Layer, MaskedLMHead, PredictionHead, compute_dtype
 from .narrow import quantize  # noqa: F401
@@ -317,9 +317,8 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
             and type(head.decoder) is nn.Linear
             and self.bert.uses_kernels(masked.device, compute_dtype(masked))
         ):
-            products = HeadProducts if self.config.float8 else Products
             total = linear_cross_entropy(
-                head.transform(masked), head.decoder.weight, head.decoder.bias, labels, IGNORE_INDEX, products
+                head.transform(masked), head.decoder.weight, head.decoder.bias, labels, IGNORE_INDEX
             )
             return total / _number_of(labels, number), None
         logits = self.cls(masked)

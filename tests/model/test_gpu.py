@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from alibi_reference import mask_of, naive_attention, tiny_config
 from torch import Tensor
 
-from bertchen.model import MosaicBertForMaskedLM, attention, why_unavailable
+from bertchen.model import MosaicBertForMaskedLM, attention, why_no_float8, why_unavailable
+from bertchen.model.alibi import alibi_slopes
 from bertchen.model.attention import attend, prepare_attention
+from bertchen.model.attention_kernels import attention_backward, attention_forward
+from bertchen.model.narrow import quantize
 from bertchen.model.padding import pack
 
 pytestmark = [
@@ -112,9 +116,11 @@ def test_flex_does_not_recompile_for_other_lengths() -> None:
             gradient(out, qkv)
 
 
-def model_of(backend: str) -> MosaicBertForMaskedLM:
+def model_of(backend: str, **changes: Any) -> MosaicBertForMaskedLM:
     torch.manual_seed(0)
-    config = tiny_config(hidden_size=192, intermediate_size=256, attention_backend=backend, initializer_range=0.05)
+    config = tiny_config(
+        hidden_size=192, intermediate_size=256, attention_backend=backend, initializer_range=0.05, **changes
+    )
     return MosaicBertForMaskedLM(config).to(CUDA).train()
 
 
@@ -164,6 +170,39 @@ def test_dense_training_step(backend: str, how: str) -> None:
             step(forward, model, batch)
             with no_waiting():
                 step(forward, model, batch)
+
+
+@pytest.mark.parametrize("float8", [False, True])
+def test_training_step_by_the_kernels_does_not_wait(float8: bool) -> None:
+    if float8 and (reason := why_no_float8(CUDA, (192, 256))):
+        pytest.skip(reason)
+    model = model_of("triton", kernels="triton", float8=float8, hidden_dropout_prob=0.1)
+    batch = batch_of(4, 128)
+    step(model, model, batch)
+    with no_waiting():
+        step(model, model, batch)
+
+
+@pytest.mark.parametrize("length", [512, 64, 132])
+def test_attention_gradients_in_8_bits(length: int) -> None:
+    """Of the base model's heads: those in bfloat16, quantized, but for what is rounded twice there."""
+    if reason := why_no_float8(CUDA, (768,)):
+        pytest.skip(reason)
+    rows = 4
+    qkv, upper = random_qkv(2 * rows * length, 12, 64, torch.bfloat16).detach().split(rows * length)
+    starts = torch.arange(0, (rows + 1) * length, length, device=CUDA, dtype=torch.int32)
+    _, kept = attention_forward(qkv, starts, length, alibi_slopes(12, CUDA), True)
+    wide = attention_backward(kept, upper[:, 0])
+    unit = wide.of_qkv.abs().max().float() / 256
+    got = attention_backward(kept, upper[:, 0], unit)
+    assert torch.equal(got.turned.float(), got.of_qkv.flatten(1).float().t())
+    expected = quantize(wide.of_qkv.flatten(1), unit, torch.float8_e5m2)[0].float()
+    differs = got.of_qkv.flatten(1).float() != expected
+    assert differs.float().mean() < 0.05
+    assert (got.of_qkv.flatten(1).float() - expected).norm() < 0.05 * expected.norm()
+    torch.testing.assert_close(got.of_query_bias, wide.of_query_bias)
+    sums = wide.of_qkv[:, 0].flatten(1).float().sum(0)
+    assert (got.of_query_bias - sums).norm() < 0.01 * sums.norm()
 
 
 @pytest.mark.parametrize("backend", ["triton", "flash", "flex"])
