@@ -128,12 +128,13 @@ def compile_model(
 ) -> None:
     """Compiles the model in place: as a whole, or with FSDP, which acts between layers, layer by layer.
 
-    Where the layers run in kernels of this project, on that device in that dtype, what lies around them is compiled.
+    Where the layers run in kernels of this project, on that device in that dtype, what lies around them is compiled;
+    not with FSDP, where its weights are parts of one that torch.compile can't take (seen with PyTorch 2.11).
     Shapes are fixed, so each sequence length is compiled once, without symbolic shapes.
     """
     parts = compiled_parts(model, device, dtype)
-    if config.value.parallelism.fsdp is not None and model in parts:
-        parts = [*encoder_layers(model)]
+    if config.value.parallelism.fsdp is not None:
+        parts = [*encoder_layers(model)] if model in parts else []
     for module in parts:
         module.compile(dynamic=False)
 

@@ -30,11 +30,15 @@ from running import (
     validation,
 )
 
+from bertchen.model import kernels
+
 pytestmark = pytest.mark.slow
 
 STEPS = 20  # more than an epoch
 EVERY = 5  # steps between checkpoints
 TORCHRUN = (PYTHON, "-m", "torch.distributed.run")
+FSDP_ON_CPU = "tests/end_to_end/main_fsdp_on_cpu.py"
+REASON = kernels.why_unable(torch.device("cpu"))
 
 
 class Runs(NamedTuple):
@@ -127,9 +131,8 @@ def test_weights_divided_between_processes_make_the_same_run(
 ) -> None:
     """FSDP goes on from a checkpoint of DDP, one process from that of FSDP; what it saves can be exported."""
     divided = as_killed_after(runs.two, "ep0-ba10-rank0.pt", tmp_path / "divided")
-    script = "tests/end_to_end/main_fsdp_on_cpu.py"
     given = arguments(prepared, divided, "autoresume=true", "export=true", "parallelism.fsdp={}")
-    succeed(*TORCHRUN, "--standalone", "--nproc_per_node=2", script, *given)
+    succeed(*TORCHRUN, "--standalone", "--nproc_per_node=2", FSDP_ON_CPU, *given)
     assert losses(divided) == pytest.approx(losses(runs.two), rel=1e-6)
     assert samples(divided) == samples(runs.two)
     assert (divided / "hf" / "model.safetensors").exists()
@@ -137,6 +140,21 @@ def test_weights_divided_between_processes_make_the_same_run(
     whole = as_killed_after(divided, "ep0-ba15-rank0.pt", tmp_path / "whole")
     in_process(*arguments(prepared, whole, "autoresume=true"))
     assert losses(whole) == pytest.approx(losses(runs.two), rel=1e-5)
+
+
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+def test_weights_divided_between_processes_that_compute_by_the_kernels(prepared: Prepared, tmp_path: Path) -> None:
+    """FSDP divides what the kernels of embeddings, layers and loss take as tensors; in several microbatches a step."""
+    keys = (
+        "max_duration=1ba", "global_train_batch_size=8", "model.kernels=triton", "model.attention_backend=triton",
+        "model.num_attention_heads=2", "model.num_hidden_layers=1", "sequence_length=16", "microbatch_tokens=128",
+        "compile=true", "eval.at_start=false", "eval.blocks=1", "eval.lengths=[16]",
+    )  # fmt: skip
+    folders = tmp_path / "whole", tmp_path / "divided"
+    for folder, script, more in zip(folders, ("main.py", FSDP_ON_CPU), ((), ("parallelism.fsdp={}",)), strict=True):
+        given = arguments(prepared, folder, *keys, *more)
+        succeed(*TORCHRUN, "--standalone", "--nproc_per_node=2", script, *given)
+    assert losses(folders[1]) == pytest.approx(losses(folders[0]), rel=1e-5)
 
 
 @pytest.mark.fault("a node killed (-9), two nodes started again")

@@ -131,6 +131,14 @@ def test_layers_are_divided_one_by_one_and_tied_weights_stay_together(
     assert id(embeddings.weight) not in alone
 
 
+def test_with_fsdp_nothing_is_compiled_around_the_kernels(train_config: MakeConfig) -> None:
+    """Of a part of its flat parameter torch.compile expects gradients as long as it is, but they are divided."""
+    config = train_config("model.kernels=triton", "parallelism.fsdp={}")
+    model = builders.build_model(config, preflight(train_config("model.kernels=triton"))).model
+    parallelism.compile_model(config, model, torch.device("cpu"), torch.float32)
+    assert all(module._compiled_call_impl is None for module in model.modules())
+
+
 @pytest.mark.parametrize(("override", "whole"), [("parallelism={}", True), ("parallelism.fsdp={}", False)])
 def test_with_fsdp_each_layer_is_compiled(train_config: MakeConfig, override: str, whole: bool) -> None:
     config = train_config()
