@@ -31,7 +31,7 @@ if triton_error() is None:
     )
 
 # Numbers of a row that a lane has registers for, and warps that a processor has registers for at once, going backward.
-BACKWARD_LANE, BACKWARD_WARPS = 12, 12
+BACKWARD_LANE, BACKWARD_WARPS = 12, 16
 
 
 class EmbeddingWeights(NamedTuple):
