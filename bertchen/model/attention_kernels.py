@@ -65,8 +65,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor, even: bool) -> Tensor:
         out, kept = attention_forward(qkv, cu_seqlens, max_seqlen, slopes, even)
-        ctx.save_for_backward(*kept[:-2])
-        ctx.rows = kept[-2:]
+        ctx.save_for_backward(*kept.tensors)
+        ctx.rows = kept.rows
         return out
 
     @staticmethod
@@ -86,6 +86,16 @@ class Kept(NamedTuple):
     slopes: Tensor
     max_seqlen: int
     even: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but the last two."""
+        return self[:-2]
+
+    @property
+    def rows(self) -> tuple[int, bool]:
+        """The last two."""
+        return self[-2:]
 
 
 class Gradients(NamedTuple):

@@ -168,7 +168,7 @@ class _Float8Layer(torch.autograd.Function):
 
         x_8, x_turned = quantize(x, norm_unit, torch.float8_e4m3fn)
         qkv = product(x_8, qkv_8, norm_unit, weight_units[0], dtype, weights.qkv_bias.to(dtype))
-        attention, flat, residual = fused.attend_apart(qkv, x, settings)
+        held, flat, residual = fused.attend_apart(qkv, x, settings)
         dense = flat @ dense_weight.t()
         middle, moments = kernels.add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
@@ -180,12 +180,12 @@ class _Float8Layer(torch.autograd.Function):
         result, last_moments = kernels.add_norm(
             out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
         )
-        ctx.attention, ctx.settings = attention, settings
+        ctx.rest, ctx.settings = held.rest, settings
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             x_turned, flat, residual, dense, middle, middle_turned, moments, gated, hidden_turned, out, last_moments,
             *seeds, norm_unit, glu_unit, *weight_units, qkv_turned, gated_turned, wo_turned, dense_weight,
-            weights.dense_bias, weights.norm, weights.wo_bias, weights.last_norm,
+            weights.dense_bias, weights.norm, weights.wo_bias, weights.last_norm, *held.tensors,
         )  # fmt: skip
         return result, result.detach()
 
@@ -195,7 +195,7 @@ class _Float8Layer(torch.autograd.Function):
         (
             x_turned, flat, residual, dense, middle, middle_turned, moments, gated, hidden_turned, out, last_moments,
             seed, mlp_seed, norm_unit, glu_unit, qkv_unit, gated_unit, wo_unit, qkv_turned, gated_turned,
-            wo_turned, dense_weight, dense_bias, norm, wo_bias, last_norm,
+            wo_turned, dense_weight, dense_bias, norm, wo_bias, last_norm, *kept,
         ) = ctx.saved_tensors  # fmt: skip
         grad, more = (*(grad.contiguous() for grad in grads if grad is not None), None)[:2]
         dtype = out.dtype
@@ -214,8 +214,8 @@ class _Float8Layer(torch.autograd.Function):
             of_out, dense, dense_bias, residual, norm, moments, attention_p, seed, of_middle
         )
         of_dense_weight = fused.weight_gradient(of_dense, flat)
-        attention, ctx.attention = ctx.attention, None
-        gradients, of_x = fused.attend_apart_backward(attention, of_dense @ dense_weight, of_x, settings, unit)
+        held, ctx.rest = fused.Attended(tuple(kept), ctx.rest), None
+        gradients, of_x = fused.attend_apart_backward(held, of_dense @ dense_weight, of_x, settings, unit)
         of_qkv_bias = fused.attention_bias_gradient(gradients, of_dense_bias, dense_weight, settings.context.dropout_p)
         of_qkv_8, of_qkv_turned = gradients.of_qkv.flatten(1), gradients.turned
         if of_qkv_turned is None:

@@ -78,7 +78,7 @@ class _Layer(torch.autograd.Function):
         )
         seeds = [kernels.new_seed(x.device) if p else None for p in (attention_p, mlp_p)]
         qkv = F.linear(x, qkv_weight, weights.qkv_bias.to(dtype))
-        attention, flat, residual = attend_apart(qkv, x, settings)
+        held, flat, residual = attend_apart(qkv, x, settings)
         dense = flat @ dense_weight.t()
         middle, moments = kernels.add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
@@ -89,11 +89,11 @@ class _Layer(torch.autograd.Function):
         result, last_moments = kernels.add_norm(
             out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
         )
-        ctx.attention, ctx.settings = attention, settings
+        ctx.rest, ctx.settings = held.rest, settings
         ctx.save_for_backward(
             x, flat, residual, dense, middle, moments, gated, hidden, out, last_moments, *seeds,
             qkv_weight, dense_weight, gated_weight, wo_weight,
-            weights.dense_bias, weights.norm, weights.wo_bias, weights.last_norm,
+            weights.dense_bias, weights.norm, weights.wo_bias, weights.last_norm, *held.tensors,
         )  # fmt: skip
         return result
 
@@ -102,7 +102,7 @@ class _Layer(torch.autograd.Function):
         settings, attention_p, mlp_p = ctx.settings, ctx.settings.attention_p, ctx.settings.mlp_p
         (
             x, flat, residual, dense, middle, moments, gated, hidden, out, last_moments, seed, mlp_seed,
-            qkv_weight, dense_weight, gated_weight, wo_weight, dense_bias, norm, wo_bias, last_norm,
+            qkv_weight, dense_weight, gated_weight, wo_weight, dense_bias, norm, wo_bias, last_norm, *kept,
         ) = ctx.saved_tensors  # fmt: skip
         of_out, _, (of_last_norm, of_last_shift, of_wo_bias), _ = kernels.add_norm_backward(
             grads[0].contiguous(), out, wo_bias, middle, last_norm, last_moments, 0.0, None
@@ -115,8 +115,8 @@ class _Layer(torch.autograd.Function):
             of_middle, dense, dense_bias, residual, norm, moments, attention_p, seed
         )
         of_dense_weight = weight_gradient(of_dense, flat)
-        attention, ctx.attention = ctx.attention, None
-        gradients, of_x = attend_apart_backward(attention, of_dense @ dense_weight, of_x, settings)
+        held, ctx.rest = Attended(tuple(kept), ctx.rest), None
+        gradients, of_x = attend_apart_backward(held, of_dense @ dense_weight, of_x, settings)
         of_qkv = gradients.of_qkv.flatten(1)
         of_qkv_weight = weight_gradient(of_qkv, x)
         of_qkv_bias = attention_bias_gradient(gradients, of_dense_bias, dense_weight, settings.context.dropout_p)
@@ -128,40 +128,48 @@ class _Layer(torch.autograd.Function):
         )  # fmt: skip
 
 
-def attend_apart(
-    qkv: Tensor, x: Tensor, settings: LayerSettings
-) -> tuple[Kept | tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Attention within a forward that is written out; other backends than ours differentiate themselves.
+class Attended(NamedTuple):
+    """What `attend_apart_backward` needs.
+
+    Attributes:
+        tensors: of `Kept`, for autograd to keep, or to compute again if it is told so; of other backends none.
+        rest: of `Kept`; or the ends of a graph, by which other backends differentiate themselves.
+    """
+
+    tensors: tuple[Tensor, ...]
+    rest: tuple[Any, ...]
+
+
+def attend_apart(qkv: Tensor, x: Tensor, settings: LayerSettings) -> tuple[Attended, Tensor, Tensor]:
+    """Attention within a forward that is written out.
 
     Args:
         qkv: (tokens, 3 * hidden).
         x: the layer's input, (tokens, hidden).
 
     Returns:
-        What `attend_apart_backward` needs: what our kernels keep, or the ends of a graph of its own; and attention's
-        result and `x` at the rows that are wanted.
+        What going backward needs, and attention's result and `x` at the rows that are wanted.
     """
     context, differentiate = settings.context, settings.differentiate
     leaf = qkv.unflatten(-1, (3, settings.num_heads, -1))
-    kept: Kept | tuple[Tensor, Tensor]
     if context.backend == "triton" and qkv.shape[0]:
         packing = context.packing
         attended, kept = attention_forward(
             leaf, packing.cu_seqlens, packing.max_seqlen, context.slopes, packing.indices is None
         )
+        held = Attended(kept.tensors, kept.rows)
     else:
         with torch.set_grad_enabled(differentiate):
             attended = attend(leaf.requires_grad_(differentiate), context)
-        kept = leaf, attended
+        held = Attended((), (leaf, attended))
     flat = attended.detach().flatten(1)
     if settings.rows is not None:
         flat, x = take_rows(flat, settings.rows), take_rows(x, settings.rows)
-    return kept, flat, x
+    return held, flat, x
 
 
 def attend_apart_backward(
-    kept: Kept | tuple[Tensor, Tensor], of_attended: Tensor, of_x: Tensor, settings: LayerSettings,
-    unit: Tensor | None = None,
+    held: Attended, of_attended: Tensor, of_x: Tensor, settings: LayerSettings, unit: Tensor | None = None
 ) -> tuple[Gradients, Tensor]:  # fmt: skip
     """The gradients of `qkv` and of `x` from those of `attend_apart`'s results.
 
@@ -171,9 +179,10 @@ def attend_apart_backward(
     if settings.rows is not None:
         of_attended, of_x = put_rows(of_attended, settings.rows), put_rows(of_x, settings.rows)
     of_attended = of_attended.unflatten(-1, (settings.num_heads, -1))
-    if isinstance(kept, Kept):
+    if held.tensors:
+        kept = Kept(*held.tensors, *held.rest)
         return attention_backward(kept, of_attended, unit if can_narrow(kept) else None), of_x
-    leaf, attended = kept
+    leaf, attended = held.rest
     (of_qkv,) = torch.autograd.grad(attended, leaf, of_attended)
     return Gradients(of_qkv, None, of_qkv[:, 0].flatten(1).sum(0, dtype=torch.float32)), of_x
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -137,22 +138,33 @@ def test_dropout_is_seeded_and_ends_with_evaluation() -> None:
     assert ours.eval()(**batch).loss.item() == pytest.approx(reference.eval()(**batch).loss.item(), rel=1e-5)
 
 
-def test_activation_checkpointing_gives_the_same_gradients() -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "triton"])
+def test_activation_checkpointing_gives_the_same_gradients(attention: str) -> None:
+    """And keeps nothing of a layer between its passes, where attention is ours too."""
     from torch.utils.checkpoint import checkpoint
 
     batch = batch_of(padded=False, spare=2)
-    gradients = []
-    for checkpointed in (False, True):
-        ours, _ = models(hidden_dropout_prob=0.2)
+
+    def step(checkpointed: bool) -> tuple[list[Tensor], int]:
+        """Gradients, and how many tensors of queries, keys and values there are between the passes."""
+        ours, _ = models(attention, hidden_dropout_prob=0.2)
         if checkpointed:
             for layer in ours.bert.encoder.layer:
                 forward = layer.forward
                 layer.forward = lambda *given, forward=forward: checkpoint(forward, *given, use_reentrant=False)
         torch.manual_seed(3)
-        ours(**batch).loss.backward()
-        gradients.append([parameter.grad for parameter in ours.parameters() if parameter.grad is not None])
-    for one, other in zip(*gradients, strict=True):
+        loss = ours(**batch).loss
+        gc.collect()
+        shape = (batch["input_ids"].numel(), 3, ours.config.num_attention_heads)
+        kept = sum(isinstance(thing, Tensor) and thing.shape[:3] == shape for thing in gc.get_objects())
+        loss.backward()
+        return [parameter.grad for parameter in ours.parameters() if parameter.grad is not None], kept
+
+    (again, of_again), (once, of_once) = step(True), step(False)
+    for one, other in zip(again, once, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    if attention == "triton":
+        assert of_again == 0 < of_once
 
 
 class TestChoice:
