@@ -97,21 +97,9 @@ def glu_backward(grad: Tensor, gated: Tensor, unit: Tensor, p: float, seed: Tens
     out, turned = room(tokens, 2 * width, gated.device)
     seed, drop, scale = kernels.dropout_arguments(p, seed, gated)
     _glu_backward[(triton.cdiv(tokens, TILE_ROWS), triton.cdiv(width, TILE_COLUMNS))](
-        grad,
-        gated,
-        out,
-        turned,
-        unit,
-        seed,
-        tokens // 4,
-        width,
-        False,
-        drop,
-        scale,
-        TILE_ROWS // 4,
-        TILE_COLUMNS,
+        grad, gated, out, turned, unit, seed, tokens // 4, width, False, drop, scale, TILE_ROWS // 4, TILE_COLUMNS,
         num_warps=8,
-    )
+    )  # fmt: skip
     return out.view(torch.float8_e5m2), turned.view(torch.float8_e5m2)
 
 

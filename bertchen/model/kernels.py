@@ -28,7 +28,7 @@ except Exception as error:  # some builds of PyTorch come without it, others wit
 
 RANDOM_VALUES = 1 << 16
 MAX_WIDTH = 8192
-MAX_PIECES = 8
+MAX_PIECES, MAX_WARPS = 8, 32
 WARP_LOAD = 256  # numbers that the 32 lanes of a warp load at once, 8 each
 # Numbers of a row that a lane has registers for, where LayerNorm's kernels hold two rows: forward, backward, and
 # backward with dropout; and warps that a processor has registers for at once, going backward.
@@ -202,7 +202,7 @@ def divide(width: int, most: int) -> tuple[int, int, int]:
     Args:
         most: values of a row that a lane of a warp has room for.
     """
-    warps = triton.next_power_of_2(triton.cdiv(width, 32 * most))
+    warps = min(MAX_WARPS, triton.next_power_of_2(triton.cdiv(width, 32 * most)))
     piece = math.gcd(width, WARP_LOAD * warps)
     if width // piece > MAX_PIECES:
         return 1, triton.next_power_of_2(width), warps
