@@ -28,7 +28,7 @@ from bertchen.config import Config, load_config
 from bertchen.config.load import nearest
 from bertchen.config.schema_benchmark_kernels import BenchmarkKernelsConfig
 from bertchen.errors import user_errors
-from bertchen.model import BackendUnavailable, MosaicBertConfig, float8, kernels
+from bertchen.model import BackendUnavailable, MosaicBertConfig, float8, kernels, norm_kernels
 from bertchen.model.alibi import alibi_slopes
 from bertchen.model.attention import attend, prepare_attention
 from bertchen.model.attention_kernels import attention_backward, attention_forward, can_narrow
@@ -163,12 +163,12 @@ class Bench:
         x, residual, upper = (self.random(tokens, width) for _ in range(3))
         bias, weight, shift = (self.random(width, dtype=torch.float32) for _ in range(3))
         seed, eps = self.seed(), self.model.layer_norm_eps
-        _, moments = kernels.add_norm(x, bias, residual, weight, shift, eps, p, seed)
+        _, moments = norm_kernels.add_norm(x, bias, residual, weight, shift, eps, p, seed)
         moved = tokens * width * x.element_size()
         back = (5 if p else 4) * moved
         given = (x, bias, residual, weight)
-        yield Pass("triton", "forward", lambda: kernels.add_norm(*given, shift, eps, p, seed), 3 * moved)
-        yield Pass("triton", "backward", lambda: kernels.add_norm_backward(upper, *given, moments, p, seed), back)
+        yield Pass("triton", "forward", lambda: norm_kernels.add_norm(*given, shift, eps, p, seed), 3 * moved)
+        yield Pass("triton", "backward", lambda: norm_kernels.add_norm_backward(upper, *given, moments, p, seed), back)
 
         def function(x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
             added = F.dropout(x + bias.to(x.dtype), p) + residual

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .kernels import FORWARD_LANE, divide, dropout_arguments, new_seed, processors, triton_error
+from .kernels import dropout_arguments, new_seed, processors, triton_error
+from .norm_kernels import FORWARD_LANE, divide
 
 if triton_error() is None:
     import triton
     import triton.language as tl
 
-    from .kernels import (
+    from .kernels import _random_key, _random_pair
+    from .norm_kernels import (
         _load_pieces,
         _moments,
         _norm_gradient,
-        _random_key,
-        _random_pair,
         _store_pieces,
         _sums_of_pieces,
         _sums_of_products,

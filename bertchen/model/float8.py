@@ -19,6 +19,7 @@ from torch import Tensor
 from . import fused, kernels
 from .kernels import triton_error
 from .narrow import TILE_COLUMNS, TILE_ROWS, quantize, room
+from .norm_kernels import add_norm, add_norm_backward
 
 if triton_error() is None:
     import triton
@@ -158,14 +159,14 @@ class _Float8Layer(torch.autograd.Function):
         qkv = product(x_8, qkv_8, norm_unit, weight_units[0], dtype, weights.qkv_bias.to(dtype))
         held, flat, residual = fused.attend_apart(qkv, x, settings)
         dense = flat @ dense_weight.t()
-        middle, moments = kernels.add_norm(
+        middle, moments = add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
         )
         middle_8, middle_turned = quantize(middle, norm_unit, torch.float8_e4m3fn)
         gated = product(middle_8, gated_8, norm_unit, weight_units[1], dtype)
         hidden_8, hidden_turned = glu(gated, glu_unit, mlp_p, seeds[1])
         out = product(hidden_8, wo_8, glu_unit, weight_units[2], dtype)
-        result, last_moments = kernels.add_norm(
+        result, last_moments = add_norm(
             out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
         )
         ctx.rest, ctx.settings = held.rest, settings
@@ -188,7 +189,7 @@ class _Float8Layer(torch.autograd.Function):
         grad, more = (*(grad.contiguous() for grad in grads if grad is not None), None)[:2]
         dtype = out.dtype
 
-        of_out, _, (of_last_norm, of_last_shift, of_wo_bias), largest = kernels.add_norm_backward(
+        of_out, _, (of_last_norm, of_last_shift, of_wo_bias), largest = add_norm_backward(
             grad, out, wo_bias, middle, last_norm, last_moments, 0.0, None, more
         )
         unit = largest.clamp(min=1e-30) / GRADIENT_AT
@@ -198,7 +199,7 @@ class _Float8Layer(torch.autograd.Function):
         of_gated_8, of_gated_turned = glu_backward(of_hidden, gated, unit, mlp_p, mlp_seed)
         of_middle = product(of_gated_8, gated_turned, unit, gated_unit, dtype)
         of_gated_weight = product(of_gated_turned, middle_turned, unit, norm_unit, torch.float32, exact_sums=True)
-        of_dense, of_x, (of_norm, of_shift, of_dense_bias), _ = kernels.add_norm_backward(
+        of_dense, of_x, (of_norm, of_shift, of_dense_bias), _ = add_norm_backward(
             of_out, dense, dense_bias, residual, norm, moments, attention_p, seed, of_middle
         )
         of_dense_weight = fused.weight_gradient(of_dense, flat)

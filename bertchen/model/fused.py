@@ -16,6 +16,7 @@ from torch import Tensor
 from . import kernels
 from .attention import AttentionContext, attend
 from .attention_kernels import Gradients, Kept, attention_backward, attention_forward, can_narrow
+from .norm_kernels import add_norm, add_norm_backward
 from .padding import Rows, put_rows, take_rows
 
 LOSS_ROWS = 1 << 15
@@ -80,13 +81,13 @@ class _Layer(torch.autograd.Function):
         qkv = F.linear(x, qkv_weight, weights.qkv_bias.to(dtype))
         held, flat, residual = attend_apart(qkv, x, settings)
         dense = flat @ dense_weight.t()
-        middle, moments = kernels.add_norm(
+        middle, moments = add_norm(
             dense, weights.dense_bias, residual, weights.norm, weights.norm_shift, eps, attention_p, seeds[0]
         )
         gated = middle @ gated_weight.t()
         hidden = kernels.glu(gated, mlp_p, seeds[1])
         out = hidden @ wo_weight.t()
-        result, last_moments = kernels.add_norm(
+        result, last_moments = add_norm(
             out, weights.wo_bias, middle, weights.last_norm, weights.last_norm_shift, last_eps, 0.0, None
         )
         ctx.rest, ctx.settings = held.rest, settings
@@ -104,14 +105,14 @@ class _Layer(torch.autograd.Function):
             x, flat, residual, dense, middle, moments, gated, hidden, out, last_moments, seed, mlp_seed,
             qkv_weight, dense_weight, gated_weight, wo_weight, dense_bias, norm, wo_bias, last_norm, *kept,
         ) = ctx.saved_tensors  # fmt: skip
-        of_out, _, (of_last_norm, of_last_shift, of_wo_bias), _ = kernels.add_norm_backward(
+        of_out, _, (of_last_norm, of_last_shift, of_wo_bias), _ = add_norm_backward(
             grads[0].contiguous(), out, wo_bias, middle, last_norm, last_moments, 0.0, None
         )
         of_wo = weight_gradient(of_out, hidden)
         of_gated = kernels.glu_backward(of_out @ wo_weight, gated, mlp_p, mlp_seed)
         of_gated_weight = weight_gradient(of_gated, middle)
         of_middle = of_out.addmm_(of_gated, gated_weight)
-        of_dense, of_x, (of_norm, of_shift, of_dense_bias), _ = kernels.add_norm_backward(
+        of_dense, of_x, (of_norm, of_shift, of_dense_bias), _ = add_norm_backward(
             of_middle, dense, dense_bias, residual, norm, moments, attention_p, seed
         )
         of_dense_weight = weight_gradient(of_dense, flat)

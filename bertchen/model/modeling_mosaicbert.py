@@ -37,6 +37,7 @@ from .fused import linear_cross_entropy, why_unfused
 from .kernels import why_unable  # noqa: F401
 from .layers import Embeddings, Layer, MaskedLMHead, PredictionHead, compute_dtype
 from .narrow import quantize  # noqa: F401
+from .norm_kernels import add_norm  # noqa: F401
 from .onednn import serves  # noqa: F401
 from .padding import Packing, Rows, TakeRows, pack, remove_padding, restore_padding
 

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bertchen.model import attention_kernels, embedding_kernels, float8, kernels, narrow
+from bertchen.model import attention_kernels, embedding_kernels, float8, kernels, narrow, norm_kernels
 
 OF_ATTENTION = ("log_sums", "deltas", "slopes", "query_sums")
 OF_WORDS = ("words", "type_row", "of_words")
@@ -43,8 +43,8 @@ ATTENTION = {
 KERNELS: list[tuple[Any, str, dict[str, Any], int, int]] = [
     (kernels._glu, "*bf16", {**DROPOUT, "BLOCK": 1024}, 4, 3),
     (kernels._glu_backward, "*bf16", {**DROPOUT, "BLOCK": 1024}, 4, 3),
-    (kernels._add_norm, "*bf16", NORM, 1, 3),
-    (kernels._add_norm_backward, "*bf16", {**NORM, "MORE": True}, 4, 3),
+    (norm_kernels._add_norm, "*bf16", NORM, 1, 3),
+    (norm_kernels._add_norm_backward, "*bf16", {**NORM, "MORE": True}, 4, 3),
     (embedding_kernels._embed, "*bf16", NORM, 1, 3),
     (embedding_kernels._embed_backward, "*bf16", NORM, 2, 3),
     (kernels._cross_entropy, "*bf16", {"BLOCK": 8192}, 16, 3),

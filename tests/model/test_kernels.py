@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertchen.model import kernels
+from bertchen.model import kernels, norm_kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = pytest.mark.skipif(kernels.why_unable(DEVICE) is not None, reason=str(kernels.why_unable(DEVICE)))
@@ -32,7 +32,7 @@ def kept_by_norm(tokens: int, width: int, p: float, seed: Tensor) -> Tensor:
     """The same of `add_norm`: of ones and zeros LayerNorm's result is above 0 exactly where a one was."""
     x, zeros = torch.ones(tokens, width, device=DEVICE), torch.zeros(tokens, width, device=DEVICE)
     ones = torch.ones(width, device=DEVICE)
-    return kernels.add_norm(x, 0 * ones, zeros, ones, 0 * ones, 1e-5, p, seed)[0] > 0
+    return norm_kernels.add_norm(x, 0 * ones, zeros, ones, 0 * ones, 1e-5, p, seed)[0] > 0
 
 
 def reference_glu(gated: Tensor, kept: Tensor | None, p: float) -> Tensor:
@@ -71,11 +71,11 @@ def test_add_norm(tokens: int, width: int, p: float) -> None:
     total = (leaves[0] + leaves[4]) * kept / (1 - p) + leaves[1]
     expected = F.layer_norm(total, (width,), leaves[2], leaves[3], 1e-5)
     gradients = torch.autograd.grad(expected, leaves, upper.double())
-    out, moments = kernels.add_norm(x, bias, residual, weight, shift, 1e-5, p, seed)
+    out, moments = norm_kernels.add_norm(x, bias, residual, weight, shift, 1e-5, p, seed)
     torch.testing.assert_close(out.double(), expected.detach(), rtol=1e-4, atol=1e-5)
     part = random(tokens, width, seed=6)
     for given in ((upper, None), (upper - part, part)):
-        of_x, of_residual, sums, largest = kernels.add_norm_backward(
+        of_x, of_residual, sums, largest = norm_kernels.add_norm_backward(
             given[0], x, bias, residual, weight, moments, p, seed, given[1]
         )
         for got, wanted in zip((of_x, of_residual, *sums), gradients, strict=True):
@@ -84,10 +84,10 @@ def test_add_norm(tokens: int, width: int, p: float) -> None:
 
 
 @pytest.mark.parametrize("width", [2, 16, 48, 100, 128, 384, 768, 1000, 1024, 1536, 2560, 4096, 5120, 8192])
-@pytest.mark.parametrize("most", [kernels.FORWARD_LANE, kernels.BACKWARD_LANE, kernels.DROPOUT_LANE])
+@pytest.mark.parametrize("most", [norm_kernels.FORWARD_LANE, norm_kernels.BACKWARD_LANE, norm_kernels.DROPOUT_LANE])
 def test_rows_are_divided(width: int, most: int) -> None:
     """Into pieces that Triton can have, without idle lanes where the width allows it."""
-    pieces, piece, warps = kernels.divide(width, most)
+    pieces, piece, warps = norm_kernels.divide(width, most)
     assert piece & (piece - 1) == 0
     assert warps in (1, 2, 4, 8, 16, 32)
     assert pieces * piece >= width
@@ -150,7 +150,7 @@ def test_nothing_at_all() -> None:
     empty = torch.empty(0, 64, device=DEVICE)
     ones = torch.ones(64, device=DEVICE)
     assert kernels.glu(empty, 0.1, seed_of(1)).shape == (0, 32)
-    out, moments = kernels.add_norm(empty, ones, empty, ones, ones, 1e-5, 0.1, seed_of(1))
+    out, moments = norm_kernels.add_norm(empty, ones, empty, ones, ones, 1e-5, 0.1, seed_of(1))
     assert out.shape == (0, 64)
-    sums = kernels.add_norm_backward(out, empty, ones, empty, ones, moments, 0.1, seed_of(1))[2]
+    sums = norm_kernels.add_norm_backward(out, empty, ones, empty, ones, moments, 0.1, seed_of(1))[2]
     assert torch.equal(sums, torch.zeros(3, 64, device=DEVICE))
