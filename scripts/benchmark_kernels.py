@@ -126,7 +126,7 @@ class Bench:
         weights = EmbeddingWeights(*(weight.requires_grad_() for weight in (words, of_type, norm, shift)))
         # A row of float32 and one of the result; going backward, the same and a row of float32 to add to.
         one = tokens * width
-        moved = one * (4 + words.new_empty(0, dtype=self.dtype).element_size())
+        moved = one * (4 + self.dtype.itemsize)
         out = fused_embeddings(ids, weights, padding, eps, p, self.dtype)
         upper = torch.ones_like(out)
 

@@ -355,8 +355,13 @@ def _triton_prepare(packing: Packing, slopes: Tensor, dtype: torch.dtype) -> Non
 
 @torch.compiler.disable
 def _triton_attend(qkv: Tensor, context: AttentionContext) -> Tensor:
+    return attention(qkv, *rows_for_kernels(context))
+
+
+def rows_for_kernels(context: AttentionContext) -> tuple[Tensor, int, Tensor, bool]:
+    """What `attention_kernels.attention` takes besides queries, keys and values."""
     packing = context.packing
-    return attention(qkv, packing.cu_seqlens, packing.max_seqlen, context.slopes, packing.indices is None)
+    return packing.cu_seqlens, packing.max_seqlen, context.slopes, packing.indices is None
 
 
 def _triton_reason(need: _Need) -> str | None:

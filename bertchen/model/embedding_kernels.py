@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .kernels import dropout_arguments, new_seed, processors, triton_error
-from .norm_kernels import FORWARD_LANE, divide
+from .kernels import dropout_arguments, new_seed, triton_error
+from .norm_kernels import FORWARD_LANE, divide, programs_at_once
 
 if triton_error() is None:
     import triton
@@ -22,8 +22,8 @@ if triton_error() is None:
     from .kernels import _random_key, _random_pair
     from .norm_kernels import (
         _load_pieces,
-        _moments,
         _norm_gradient,
+        _store_norm,
         _store_pieces,
         _sums_of_pieces,
         _sums_of_products,
@@ -86,7 +86,7 @@ class _Embed(torch.autograd.Function):
         seed, drop, scale = dropout_arguments(ctx.p, seed, ids)
         words, order = ids.sort()
         pieces, piece, warps = divide(width, BACKWARD_LANE)
-        programs = max(1, min(tokens, max(1, BACKWARD_WARPS // warps) * processors(ids.device)))
+        programs = programs_at_once(tokens, BACKWARD_WARPS, warps, ids.device)
         of_words = torch.zeros(weights.words.shape, device=ids.device, dtype=torch.float32)
         sums = torch.empty(programs, 3, width, device=ids.device, dtype=torch.float32)
         _embed_backward[(programs,)](
@@ -100,25 +100,6 @@ class _Embed(torch.autograd.Function):
 
 
 if triton_error() is None:
-
-    @triton.jit
-    def _store_embedded(
-        row, known, inside, token, weight, shift, out, moments, eps, bits, WIDTH: tl.constexpr, DROP: tl.constexpr,
-        SCALE: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
-    ):  # fmt: skip
-        """LayerNorm of a row, then dropout, and the moments; NaN of a word that isn't known."""
-        mean, reciprocal = _moments(row, eps, WIDTH, PIECES, PIECE)
-        mean = tl.where(known, mean, float("nan"))
-        for i in tl.static_range(PIECES):
-            column = i * PIECE + tl.arange(0, PIECE)
-            w = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-            s = tl.load(shift + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-            result = (row[i] - mean) * reciprocal * w + s
-            if DROP:
-                result = tl.where(bits[i] >= DROP, result * SCALE, 0.0)
-            tl.store(out + token * WIDTH + column, result.to(out.dtype.element_ty), mask=inside & (column < WIDTH))
-        tl.store(moments + token * 2, mean, mask=inside)
-        tl.store(moments + token * 2 + 1, reciprocal, mask=inside)
 
     @triton.jit
     def _is_known(word, vocabulary):
@@ -147,10 +128,10 @@ if triton_error() is None:
                 next_bits = next_bits + (second,)
         row = _sums_of_pieces(row, of_type, PIECES)
         next_row = _sums_of_pieces(next_row, of_type, PIECES)
-        _store_embedded(
+        _store_norm(
             row, known, inside, token, weight, shift, out, moments, eps, bits, WIDTH, DROP, SCALE, PIECES, PIECE
         )
-        _store_embedded(
+        _store_norm(
             next_row, next_known, next_inside, token + 1, weight, shift, out, moments, eps, next_bits, WIDTH, DROP,
             SCALE, PIECES, PIECE,
         )  # fmt: skip

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
-from .attention import AttentionContext, attend
+from .attention import AttentionContext, attend, rows_for_kernels
 from .attention_kernels import Gradients, Kept, attention_backward, attention_forward, can_narrow
 from .norm_kernels import add_norm, add_norm_backward
 from .padding import Rows, put_rows, take_rows
@@ -154,10 +154,7 @@ def attend_apart(qkv: Tensor, x: Tensor, settings: LayerSettings) -> tuple[Atten
     context, differentiate = settings.context, settings.differentiate
     leaf = qkv.unflatten(-1, (3, settings.num_heads, -1))
     if context.backend == "triton" and qkv.shape[0]:
-        packing = context.packing
-        attended, kept = attention_forward(
-            leaf, packing.cu_seqlens, packing.max_seqlen, context.slopes, packing.indices is None
-        )
+        attended, kept = attention_forward(leaf, *rows_for_kernels(context))
         held = Attended(kept.tensors, kept.rows)
     else:
         with torch.set_grad_enabled(differentiate):

@@ -80,8 +80,7 @@ def add_norm_backward(
     of_residual = torch.empty_like(x)
     of_x = torch.empty_like(x) if drop else of_residual
     pieces, piece, warps = divide(width, DROPOUT_LANE if drop else BACKWARD_LANE)
-    at_once = max(1, (DROPOUT_WARPS if drop else BACKWARD_WARPS) // warps) * processors(x.device)
-    programs = min(triton.cdiv(max(tokens, 1), 2), at_once)
+    programs = programs_at_once(triton.cdiv(tokens, 2), DROPOUT_WARPS if drop else BACKWARD_WARPS, warps, x.device)
     sums = torch.empty(programs, 3, width, device=x.device, dtype=torch.float32)
     largest = torch.empty(programs, device=x.device, dtype=torch.float32)
     _add_norm_backward[(programs,)](
@@ -104,6 +103,16 @@ def divide(width: int, most: int) -> tuple[int, int, int]:
     if width // piece > MAX_PIECES:
         return 1, triton.next_power_of_2(width), warps
     return width // piece, piece, warps
+
+
+def programs_at_once(pieces_of_work: int, most_warps: int, warps: int, device: torch.device) -> int:
+    """The number of programs to share out work among, so that none waits for a processor.
+
+    Args:
+        most_warps: that a processor has registers for at once.
+        warps: of a program.
+    """
+    return max(1, min(pieces_of_work, max(1, most_warps // warps) * processors(device)))
 
 
 if triton_error() is None:
@@ -176,19 +185,43 @@ if triton_error() is None:
 
     @triton.jit
     def _store_norm(
-        totals, inside, token, weight, shift, out, moments, eps, WIDTH: tl.constexpr, PIECES: tl.constexpr,
-        PIECE: tl.constexpr,
+        row, known, inside, token, weight, shift, out, moments, eps, bits, WIDTH: tl.constexpr, DROP: tl.constexpr,
+        SCALE: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr,
     ):  # fmt: skip
-        """LayerNorm of a row, and its moments."""
-        mean, reciprocal = _moments(totals, eps, WIDTH, PIECES, PIECE)
+        """LayerNorm of a row, then dropout by its bits, and the moments; NaN of a row that isn't known."""
+        mean, reciprocal = _moments(row, eps, WIDTH, PIECES, PIECE)
+        mean = tl.where(known, mean, float("nan"))
         for i in tl.static_range(PIECES):
             column = i * PIECE + tl.arange(0, PIECE)
             w = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
             s = tl.load(shift + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-            result = (totals[i] - mean) * reciprocal * w + s
+            result = (row[i] - mean) * reciprocal * w + s
+            if DROP:
+                result = tl.where(bits[i] >= DROP, result * SCALE, 0.0)
             tl.store(out + token * WIDTH + column, result.to(out.dtype.element_ty), mask=inside & (column < WIDTH))
         tl.store(moments + token * 2, mean, mask=inside)
         tl.store(moments + token * 2 + 1, reciprocal, mask=inside)
+
+    @triton.jit
+    def _biased(
+        values, next_values, bias, key, pair, WIDTH: tl.constexpr, DROP: tl.constexpr, SCALE: tl.constexpr,
+        PIECES: tl.constexpr, PIECE: tl.constexpr,
+    ):  # fmt: skip
+        """dropout(x + bias) of two rows, and what was kept of each."""
+        biased, next_biased, kept, next_kept = (), (), (), ()
+        for i in tl.static_range(PIECES):
+            column = i * PIECE + tl.arange(0, PIECE)
+            b = tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+            biased = biased + (values[i] + b,)
+            next_biased = next_biased + (next_values[i] + b,)
+            if DROP:
+                first, second = _random_pair(key, pair * WIDTH + column)
+                kept = kept + (first >= DROP,)
+                next_kept = next_kept + (second >= DROP,)
+        if DROP:
+            biased = _drop_pieces(biased, kept, SCALE, PIECES)
+            next_biased = _drop_pieces(next_biased, next_kept, SCALE, PIECES)
+        return biased, next_biased, kept, next_kept
 
     @triton.jit
     def _add_norm(
@@ -202,22 +235,15 @@ if triton_error() is None:
         # All of both tokens is loaded before anything is stored: a load doesn't pass a store.
         values, next_values = _load_both(x + place, inside, next_inside, WIDTH, PIECES, PIECE)
         others, next_others = _load_both(residual + place, inside, next_inside, WIDTH, PIECES, PIECE)
-        totals, next_totals = (), ()
-        if DROP:
-            key = _random_key(seed)
-        for i in tl.static_range(PIECES):
-            column = i * PIECE + tl.arange(0, PIECE)
-            b = tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-            total = values[i] + b
-            next_total = next_values[i] + b
-            if DROP:
-                first, second = _random_pair(key, pair * WIDTH + column)
-                total = tl.where(first >= DROP, total * SCALE, 0.0)
-                next_total = tl.where(second >= DROP, next_total * SCALE, 0.0)
-            totals = totals + (total + others[i],)
-            next_totals = next_totals + (next_total + next_others[i],)
-        _store_norm(totals, inside, token, weight, shift, out, moments, eps, WIDTH, PIECES, PIECE)
-        _store_norm(next_totals, next_inside, token + 1, weight, shift, out, moments, eps, WIDTH, PIECES, PIECE)
+        key = _random_key(seed) if DROP else 0
+        values, next_values, _, _ = _biased(values, next_values, bias, key, pair, WIDTH, DROP, SCALE, PIECES, PIECE)
+        totals = _sums_of_pieces(values, others, PIECES)
+        next_totals = _sums_of_pieces(next_values, next_others, PIECES)
+        _store_norm(totals, True, inside, token, weight, shift, out, moments, eps, (), WIDTH, 0, SCALE, PIECES, PIECE)
+        _store_norm(
+            next_totals, True, next_inside, token + 1, weight, shift, out, moments, eps, (), WIDTH, 0, SCALE, PIECES,
+            PIECE,
+        )  # fmt: skip
 
     @triton.jit
     def _norm_gradient(
@@ -250,8 +276,7 @@ if triton_error() is None:
         of_shift = _zero_pieces(PIECES, PIECE)
         of_bias = _zero_pieces(PIECES, PIECE)
         highest = tl.zeros([PIECE], dtype=tl.float32)
-        if DROP:
-            key = _random_key(seed)
+        key = _random_key(seed) if DROP else 0
         for turn in range(tl.cdiv(tl.cdiv(tokens, 2), tl.num_programs(0))):
             pair = tl.program_id(0) + turn * tl.num_programs(0)
             token = pair.to(tl.int64) * 2
@@ -270,20 +295,13 @@ if triton_error() is None:
             next_mean = tl.load(moments + token * 2 + 2, mask=next_inside, other=0.0)
             reciprocal = tl.load(moments + token * 2 + 1, mask=inside, other=0.0)
             next_reciprocal = tl.load(moments + token * 2 + 3, mask=next_inside, other=0.0)
-            normed, next_normed, kept, next_kept = (), (), (), ()
+            values, next_values, kept, next_kept = _biased(
+                values, next_values, bias, key, pair, WIDTH, DROP, SCALE, PIECES, PIECE
+            )
+            normed, next_normed = (), ()
             for i in tl.static_range(PIECES):
-                column = i * PIECE + tl.arange(0, PIECE)
-                b = tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-                total = values[i] + b
-                next_total = next_values[i] + b
-                if DROP:
-                    first, second = _random_pair(key, pair * WIDTH + column)
-                    kept = kept + (first >= DROP,)
-                    next_kept = next_kept + (second >= DROP,)
-                    total = tl.where(kept[i], total * SCALE, 0.0)
-                    next_total = tl.where(next_kept[i], next_total * SCALE, 0.0)
-                normed = normed + ((total + others[i] - mean) * reciprocal,)
-                next_normed = next_normed + ((next_total + next_others[i] - next_mean) * next_reciprocal,)
+                normed = normed + ((values[i] + others[i] - mean) * reciprocal,)
+                next_normed = next_normed + ((next_values[i] + next_others[i] - next_mean) * next_reciprocal,)
             of_weight = _sums_of_products(of_weight, uppers, normed, PIECES)
             of_weight = _sums_of_products(of_weight, next_uppers, next_normed, PIECES)
             of_shift = _sums_of_pieces(_sums_of_pieces(of_shift, uppers, PIECES), next_uppers, PIECES)
